@@ -1,0 +1,201 @@
+"""The typed configuration of a run: what the keys are, and reading them from YAML files."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationInfo as Info
+
+from utils.config_layers import Layer, explain, read_layers
+from utils.yaml_files import dump_yaml
+
+TEST_SPLITS = ("test", "testA", "testB")
+
+Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+def _named(options: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(options.get("name"), str):
+        raise ValueError("needs a 'name' beside its options, such as {name: bridger, dim: 64}")
+    return options
+
+
+Module = Annotated[dict[str, Any], AfterValidator(_named)]
+
+
+class Section(BaseModel):
+    """A frozen group of keys: unknown keys and values of another type are errors."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+
+class DataConfig(Section):
+    """Which expressions and pictures, and how they reach the model."""
+
+    dataset: Literal["demo", "refcoco", "refcoco+", "refcocog_u", "refcocog_g"] = "refcoco"
+    root: str = "datasets"
+    image_size: Count = 416
+    max_words: Annotated[int, Field(ge=3, le=77)] | None = None
+    workers: Annotated[int, Field(ge=0)] = 4
+
+
+class BackboneConfig(Section):
+    """The frozen CLIP."""
+
+    name: str | None = None
+    weights: str | None = None
+
+
+class DecoderConfig(Section):
+    """The segmentation head; its keys are the options of its constructor."""
+
+    dim: Count = 512
+    layers: Count = 3
+    heads: Count = 8
+    feedforward: Count = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    project_sentence: bool = False
+
+    @field_validator("heads")
+    @classmethod
+    def _heads_divide_dim(cls, heads: int, info: Info) -> int:
+        dim = info.data.get("dim", heads)
+        if dim % heads:
+            raise ValueError(f"model.decoder.dim ({dim}) must be a multiple of the heads")
+        return heads
+
+
+class ModelConfig(Section):
+    """The frozen CLIP, what is attached to it, and the decoder."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    adapters: list[Module] = []
+    bridges: list[Module] = []
+    decoder: DecoderConfig = DecoderConfig()
+    train_positions: bool = False
+    backbone_norm: Literal["frozen", "batch"] = "frozen"
+
+
+class TrainConfig(Section):
+    """Length, rates and precision of training."""
+
+    epochs: Count = 50
+    max_steps: Count | None = None
+    max_minutes: Rate | None = None
+    batch_size: Count = 32
+    micro_batch: Count | None = None
+    lr: Rate = 1e-4
+    encoder_lr_scale: Rate = 1.0
+    weight_decay: Amount = 0.0
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: list[Count] = [35]
+    gamma: Rate = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    max_norm: Amount = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("micro_batch")
+    @classmethod
+    def _micro_batch_divides(cls, micro_batch: int | None, info: Info) -> int | None:
+        batch_size = info.data.get("batch_size")
+        if micro_batch and batch_size and batch_size % micro_batch:
+            raise ValueError(f"train.batch_size ({batch_size}) must be a multiple of it")
+        return micro_batch
+
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_ascend(cls, milestones: list[int]) -> list[int]:
+        if any(b <= a for a, b in pairwise(milestones)):
+            raise ValueError("epochs must ascend, each once, such as [35, 45]")
+        return milestones
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _warmup_ends(cls, warmup_steps: int, info: Info) -> int:
+        max_steps = info.data.get("max_steps")
+        if max_steps is not None and warmup_steps >= max_steps:
+            raise ValueError(f"must be less than train.max_steps ({max_steps})")
+        return warmup_steps
+
+
+class EvalConfig(Section):
+    """Evaluation during training, which chooses the best checkpoint."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.35
+    batch_size: Count = 32
+    allow_test_split: bool = False
+    split: Literal["train", "val", "test", "testA", "testB"] = "val"
+    metric: Literal["oIoU", "mIoU"] = "oIoU"
+    every_steps: Count | None = None
+
+    @field_validator("split")
+    @classmethod
+    def _no_test_split(cls, split: str, info: Info) -> str:
+        if split in TEST_SPLITS and info.data.get("allow_test_split") is False:
+            raise ValueError(
+                "a test split must not choose the checkpoint; "
+                "use 'val', or set eval.allow_test_split: true, which is recorded"
+            )
+        return split
+
+
+class RunConfig(Section):
+    """Where a run writes, and how it logs."""
+
+    folder: str | None = None
+    log_interval: Count = 20
+    wandb: Literal["off", "offline", "online"] = "off"
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # YAML 1.1 reads a bare `off` as false.
+        return "off" if value is False else value
+
+
+class Config(Section):
+    """All keys of a run; ``config/base.yaml`` explains each."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys as plain dicts, lists, numbers and text."""
+        return self.model_dump()
+
+    def to_yaml(self) -> str:
+        """All keys as YAML text, which ``load_config`` reads back to an equal configuration."""
+        return dump_yaml(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> Self:
+        """Check ``values``; ``ValueError`` lists all mistakes, each naming ``source``."""
+        return cls._check(values, [Layer(source, (), values)])
+
+    @classmethod
+    def _check(cls, values: Mapping[str, Any], layers: Sequence[Layer]) -> Self:
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError("\n".join(explain(error, cls, layers))) from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read ``path`` over the file its ``base:`` names over the defaults, then ``overrides``.
+
+    Sections merge key by key, anything else is replaced. An override is ``section.key=value``,
+    its value YAML, list entries counted from 0: ``model.bridges.0.dim=32``. Raises one
+    ``ValueError`` with a line for every mistake: the file, the place, the value, the way out.
+    """
+    values, layers = read_layers(Path(path), overrides, Config().to_dict())
+    return Config._check(values, layers)
