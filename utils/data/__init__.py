@@ -1,0 +1,1 @@
+"""Annotations, storage, datasets, transforms, tokens, and the generated demo data."""
