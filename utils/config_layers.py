@@ -58,7 +58,7 @@ def explain(
     """One line for each mistake: who wrote it, the place, the value and the way out."""
     for mistake in error.errors(include_url=False):
         place = tuple(str(part) for part in mistake["loc"])
-        source = next((layer.source for layer in reversed(layers) if layer.has(place)), "config")
+        source = _who_wrote(place, layers)
         where, value = ".".join(place), mistake["input"]
         if mistake["type"] == "extra_forbidden":
             section = ".".join(place[:-1]) or "top level"
@@ -164,6 +164,15 @@ def _walk(tree: Any, place: Place) -> Any:
         else:
             raise LookupError("no such key")
     return tree
+
+
+def _who_wrote(place: Place, layers: Sequence[Layer]) -> str:
+    for layer in reversed(layers):
+        if layer.has(place):
+            return layer.source
+    # A key that exists only because an override reaches below it.
+    below = (layer.source for layer in layers if layer.place[: len(place)] == place)
+    return next(below, layers[0].source)
 
 
 def _nearest_key(place: Place, schema: type[BaseModel]) -> str:

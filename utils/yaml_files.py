@@ -22,15 +22,14 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            line = key_node.start_mark.line + 1
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is None or key_node.tag not in _KEY_TAGS:
-                shown = "a list or mapping" if key is None else repr(key)
-                self.problems.append(f"line {line}: {shown} is not text and cannot be a key")
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # PyYAML refuses lists and mappings as keys
+            place, key = f"line {key_node.start_mark.line + 1}", key_node.value
+            if key_node.tag not in _KEY_TAGS:
+                self.problems.append(f"{place}: {key!r} is not text and cannot be a key; quote it")
             elif key in seen:
-                self.problems.append(f"line {line}: key {key!r} stands twice; keep one of them")
-            else:
-                seen.add(key)
+                self.problems.append(f"{place}: key {key!r} stands twice; keep one of them")
+            seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -66,8 +65,8 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    """Write ``value`` as YAML in its own key order; the same value gives the same text."""
-    return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    """Write ``value`` as ASCII YAML in its own key order; the same value gives the same text."""
+    return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, width=100)
 
 
 def _explain(error: yaml.YAMLError) -> str:
