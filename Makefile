@@ -1,0 +1,53 @@
+# make demo, make test: everything from a fresh clone. make help lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+# Workers of pytest; each computes on one thread, so that they do not fight for the cores.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check pytest format clean
+.DELETE_ON_ERROR:
+
+help: ## list what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@echo "options: PYTHON=python3.12  VENV=folder  ARGS='options of the script'"
+
+demo: $(VENV)/.running ## prepare, train, test and picture the demo, at most 12 minutes
+	$(BIN)/python tools/demo.py $(ARGS)
+
+test: check pytest ## ruff, mypy and pytest
+
+check: $(VENV)/.testing ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+pytest: $(VENV)/.testing ## pytest; ARGS='-k name' chooses
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+format: $(VENV)/.testing ## write the files as ruff formats them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment and the caches, never data, weights or runs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: no $(PYTHON) here; install Python 3.11 or later, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), 3.11 or later is needed; try make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "error: $(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: what is installed stays installed until its list changes.
+$(VENV)/.running: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.testing: requirements.txt requirements-dev.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $(VENV)/.running $@
