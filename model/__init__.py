@@ -1,0 +1,132 @@
+"""From a configuration to a model."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from model.adapters import ADAPTERS
+from model.bridges import BRIDGES
+from model.clip import (
+    CLIP,
+    agree,
+    load_weights,
+    read_weights,
+    sha256_of,
+    sizes_of_name,
+    sizes_of_state,
+)
+from model.decoder import Decoder
+from model.encoder import Encoder
+from model.segmenter import Segmenter
+
+__all__ = ["Segmenter", "build_clip", "build_segmenter"]
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
+
+
+class ModelConfig(Protocol):
+    """The section ``model`` of a configuration, as ``utils.config`` reads it."""
+
+    backbone: Any
+    adapters: Any
+    bridges: Any
+    decoder: Any
+    train_positions: bool
+    backbone_norm: str
+
+
+def build_segmenter(
+    config: ModelConfig, *, image_size: int, max_words: int, load_weights: bool = True
+) -> Segmenter:
+    """Build the model that a configuration's section ``model`` describes.
+
+    Args:
+        image_size: side of the square input in pixels.
+        max_words: longest sentence in tokens, start and end included.
+        load_weights: read CLIP's weights; if not, they are random, and only the sizes are real.
+
+    Raises:
+        ValueError: for every mistake in the configuration or the weights that it names.
+    """
+    clip, backbone = build_clip(
+        config.backbone.name,
+        config.backbone.weights,
+        image_size=image_size,
+        max_words=max_words,
+        norm=NORMS[config.backbone_norm],
+        load=load_weights,
+    )
+    clip.freeze(train_positions=config.train_positions)
+    for place, options in enumerate(config.adapters):
+        attach(ADAPTERS, options, clip, f"model.adapters.{place}")
+    bridges = [
+        attach(BRIDGES, options, clip, f"model.bridges.{place}")
+        for place, options in enumerate(config.bridges)
+    ]
+    grid = image_size // clip.visual.strides[1]
+    decoder = Decoder(clip, grid=grid, max_words=max_words, **dict(config.decoder))
+    return Segmenter(Encoder(clip, bridges), decoder, backbone)
+
+
+def build_clip(
+    name: str | None,
+    weights: str | None,
+    *,
+    image_size: int,
+    max_words: int,
+    norm: Callable[[int], nn.Module] = FrozenBatchNorm2d,
+    load: bool = True,
+) -> tuple[CLIP, dict[str, str | None]]:
+    """A CLIP by its name, its file or both, and what it is: name, weights, SHA-256 of the file.
+
+    Raises:
+        ValueError: if both are missing, the file cannot be read, or the two don't agree.
+    """
+    backbone: dict[str, str | None] = {"name": name, "weights": weights, "sha256": None}
+    if not weights and load:
+        raise ValueError(
+            f"model.backbone.weights is not set: a random CLIP is of no use; get the file with "
+            f"`python tools/download_weights.py {name or 'RN101'}` and name it there"
+        )
+    if weights and (load or name is None):
+        state = read_weights(weights)
+        sizes = sizes_of_state(state)
+        if name is not None:
+            agree(name, sizes, weights)
+        clip = CLIP(sizes, image_size=image_size, max_words=max_words, norm=norm)
+        load_weights(clip, state, weights)
+        backbone["sha256"] = sha256_of(weights)
+        return clip, backbone
+    if name is None:
+        raise ValueError("model.backbone: give a name, a file of weights or both")
+    sizes = sizes_of_name(name)
+    return CLIP(sizes, image_size=image_size, max_words=max_words, norm=norm), backbone
+
+
+def attach(
+    registry: Mapping[str, Callable[..., Any]], options: Mapping[str, Any], clip: CLIP, place: str
+) -> Any:
+    """Call the entry called ``options['name']`` with the CLIP and the other options.
+
+    Raises:
+        ValueError: if the name or an option is not known, naming the place in the configuration.
+    """
+    name = options.get("name")
+    if name not in registry:
+        known = ", ".join(registry) or "none yet"
+        raise ValueError(f"{place}: no {name!r}; known: {known}")
+    rest = {key: value for key, value in options.items() if key != "name"}
+    known_options = list(inspect.signature(registry[name]).parameters)[1:]
+    for key in rest:
+        if key not in known_options:
+            near = difflib.get_close_matches(key, known_options, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known_options)}"
+            raise ValueError(f"{place}: {name} has no option {key!r}; {hint}")
+    try:
+        return registry[name](clip, **rest)
+    except TypeError as error:
+        raise ValueError(f"{place}: {name} cannot be built with {rest}: {error}") from error

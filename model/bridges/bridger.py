@@ -1,0 +1,160 @@
+"""Bridger (ETRIS, ICCV 2023, section 3.2): the two frozen towers exchange what they see, stage by stage."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from model.clip.clip import CLIP
+from model.clip.common import STAGE_ENDS, Attention, Hidden, to_map, to_tokens, zoom
+
+
+class Carry(NamedTuple):
+    """What a stage hands to the next one: the inputs of its interactors, and its own number."""
+
+    image: Tensor  # (B, HW, dim)
+    words: Tensor  # (B, L, dim)
+    position: int
+
+
+class Bridger(nn.Module):
+    """After each chosen stage both streams are narrowed, attend to each other and are added back.
+
+    ``x_v += zoom_out(f_v)``, ``x_t += linear(f_t)`` with ``f = interactor(zoom_in(x) + carried)``
+    (eq. 1-5).  The modules are those of the released code, to which the published sizes belong; it
+    differs from the paper's equations in that the carried state is the interactor's input, not its
+    output (eq. 2), cross-attention reads the other stream as it was before that stream's
+    self-attention (eq. 5), and the interactor of a ViT is :class:`Gate` alone.
+
+    Args:
+        clip: the towers to bridge; sizes are read off it.
+        dim: width of the interaction.
+        heads: of its attention.
+        stages: which of the three stages are bridged, e.g. ``[0, 2]`` (table 4).
+        dropout: in the interactors of a ResNet.
+
+    Raises:
+        ValueError: if a stage is unknown or named twice, or ``heads`` does not divide ``dim``.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        *,
+        dim: int = 64,
+        heads: int = 8,
+        stages: Sequence[int] = (0, 1, 2),
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        if not stages or sorted(set(stages)) != list(stages) or not set(stages) <= {0, 1, 2}:
+            raise ValueError(
+                f"bridger: stages {list(stages)} must be some of 0, 1, 2 in ascending order"
+            )
+        if dim % heads:
+            raise ValueError(f"bridger: dim {dim} cannot be split into {heads} heads")
+        self.positions = {STAGE_ENDS[stage]: position for position, stage in enumerate(stages)}
+        self.stages = nn.ModuleList(
+            Stage(clip, stage, dim=dim, heads=heads, dropout=dropout, last=stage == stages[-1])
+            for stage in stages
+        )
+
+    def enter(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
+        return image, text
+
+    def after(
+        self, step: int, image: Hidden, text: Hidden, carry: Carry | None
+    ) -> tuple[Hidden, Hidden, Carry | None]:
+        if step not in self.positions:
+            return image, text, carry
+        position = self.positions[step]
+        stage = self.stages[position]
+        narrow_image, words = stage.zoom_in(image.x), stage.text_in(text.x)
+        grid = narrow_image.shape[2:]
+        patches = to_tokens(narrow_image)  # (B, hw, dim)
+        if carry is not None:
+            patches, words = self.stages[carry.position].merge(patches, words, carry)
+        image_change, text_change = stage(patches, words, grid)
+        image = image._replace(x=image.x + image_change)
+        text = text._replace(x=text.x + text_change)
+        return image, text, Carry(patches, words, position)
+
+
+class Stage(nn.Module):
+    """The Bridger of one stage; unless it is the last, it also normalises what it hands on."""
+
+    def __init__(
+        self, clip: CLIP, stage: int, *, dim: int, heads: int, dropout: float, last: bool
+    ):
+        super().__init__()
+        width, strides = clip.visual.widths[stage], clip.visual.strides
+        ratio = strides[stage] / strides[1]  # every stage meets on the middle one's grid
+        is_vit = clip.sizes.is_vit
+        self.zoom_in = with_norm(zoom(width, dim, ratio), dim, is_vit)
+        self.zoom_out = with_norm(zoom(dim, width, 1 / ratio), width, is_vit)
+        self.text_in, self.text_out = nn.Linear(clip.text.width, dim), nn.Linear(dim, clip.text.width)
+        kind = Gate if is_vit else Interactor
+        options = {} if is_vit else {"dropout": dropout}
+        self.image_interactor: nn.Module = kind(dim, heads, **options)
+        self.text_interactor: nn.Module = kind(dim, heads, **options)
+        if not last:
+            self.image_norm, self.text_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        initialize(self)
+
+    def merge(self, patches: Tensor, words: Tensor, carry: Carry) -> tuple[Tensor, Tensor]:
+        """The next stage's streams with what this one carried into them."""
+        return self.image_norm(patches + carry.image), self.text_norm(words + carry.words)
+
+    def forward(
+        self, patches: Tensor, words: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        image = self.image_interactor(patches, words)  # (B, hw, dim)
+        text = self.text_interactor(words, patches)  # (B, L, dim)
+        return self.zoom_out(to_map(image, grid)), self.text_out(text)
+
+
+class Gate(nn.Module):
+    """``x * attention(x, memory)``: the interactor of a ViT."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.attention = Attention(dim, heads)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return x * self.attention(x, memory)
+
+
+class Interactor(nn.Module):
+    """Post-norm self-attention, cross-attention and feed-forward: the interactor of a ResNet."""
+
+    def __init__(self, dim: int, heads: int, *, dropout: float, feedforward: int = 128):
+        super().__init__()
+        self.self_attention = Attention(dim, heads, dropout=dropout)
+        self.cross_attention = Attention(dim, heads, dropout=dropout)
+        self.feedforward = nn.Sequential(
+            nn.Linear(dim, feedforward), nn.ReLU(), nn.Dropout(dropout), nn.Linear(feedforward, dim)
+        )
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        x = self.norm1(x + self.dropout(self.self_attention(x)))
+        x = self.norm2(x + self.dropout(self.cross_attention(x, memory)))
+        return self.norm3(x + self.dropout(self.feedforward(x)))
+
+
+def with_norm(convolution: nn.Module, channels: int, norm: bool) -> nn.Module:
+    """The zoom layer of a ViT adds BatchNorm and ReLU; that of a ResNet is the convolution alone."""
+    if not norm:
+        return convolution
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def initialize(module: nn.Module) -> None:
+    """As released: Linears normal with deviation 0.02, convolutions Kaiming by their fan out."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,27 @@
+"""Frozen CLIP: towers with slots, run in twelve steps, and the loading of checkpoints."""
+
+from .clip import CLIP, Sizes, normalize
+from .load import (
+    BACKBONES,
+    agree,
+    load_weights,
+    read_weights,
+    sha256_of,
+    sizes_of_name,
+    sizes_of_state,
+    to_openai,
+)
+
+__all__ = [
+    "BACKBONES",
+    "CLIP",
+    "Sizes",
+    "agree",
+    "load_weights",
+    "normalize",
+    "read_weights",
+    "sha256_of",
+    "sizes_of_name",
+    "sizes_of_state",
+    "to_openai",
+]

@@ -1,0 +1,167 @@
+"""The two towers of a CLIP and the sizes that make one."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from .common import STEPS
+from .resnet import ModifiedResNet, Norm
+from .text import TextTransformer
+from .vit import VisionTransformer
+
+HEAD_WIDTH = 64  # OpenAI's checkpoints don't hold the number of heads; all of them use this width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What fixes the shape of every weight of a CLIP in OpenAI's layout.
+
+    ``depths`` has one number for a ViT and four for a ResNet; ``patch`` is 0 for a ResNet.  ``grid``
+    and ``context`` are what the weights were trained with; a model may be built for others.
+    """
+
+    embed_dim: int
+    image_width: int
+    depths: tuple[int, ...]
+    patch: int
+    grid: int
+    mlp_width: int
+    text_width: int
+    text_depth: int
+    text_mlp_width: int
+    context: int = 77
+    vocab: int = 49408
+
+    @property
+    def is_vit(self) -> bool:
+        return self.patch > 0
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the coarsest map; an image side must be a multiple of it."""
+        return self.patch if self.is_vit else 32
+
+    @property
+    def native_size(self) -> int:
+        """Side in pixels of the images that the weights were trained with."""
+        return self.grid * self.stride
+
+
+class CLIP(nn.Module):
+    """Two towers that run in step, each with ``embed``, ``run`` and ``head``.
+
+    Args:
+        image_size: side of the input in pixels, a multiple of ``sizes.stride``.
+        max_words: positions of the text tower, start and end tokens included.
+        norm: normalisation of a ResNet; by default frozen.
+
+    Raises:
+        ValueError: if the sizes cannot be run so.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        image_size: int,
+        max_words: int,
+        norm: Norm = FrozenBatchNorm2d,
+    ):
+        super().__init__()
+        check(sizes, image_size, max_words)
+        self.sizes = sizes
+        grid = image_size // sizes.stride
+        if sizes.is_vit:
+            self.visual: VisionTransformer | ModifiedResNet = VisionTransformer(
+                width=sizes.image_width,
+                depth=sizes.depths[0],
+                heads=sizes.image_width // HEAD_WIDTH,
+                mlp_width=sizes.mlp_width,
+                patch=sizes.patch,
+                grid=grid,
+                embed_dim=sizes.embed_dim,
+            )
+        else:
+            self.visual = ModifiedResNet(
+                width=sizes.image_width,
+                depths=sizes.depths,
+                heads=sizes.image_width * 32 // HEAD_WIDTH,
+                grid=grid,
+                embed_dim=sizes.embed_dim,
+                norm=norm,
+            )
+        self.text = TextTransformer(
+            width=sizes.text_width,
+            depth=sizes.text_depth,
+            heads=sizes.text_width // HEAD_WIDTH,
+            mlp_width=sizes.text_mlp_width,
+            vocab=sizes.vocab,
+            context=max_words,
+            embed_dim=sizes.embed_dim,
+        )
+        self.frozen: frozenset[str] = frozenset()
+
+    def freeze(self, *, train_positions: bool = False) -> None:
+        """Call before anything is attached: what is here now is frozen, what comes later trains.
+
+        ``train_positions`` leaves the positional embeddings of both towers out, as the released ETRIS
+        code does.  The statistics of a ``nn.BatchNorm2d`` move in training and so count as not
+        frozen; those of the default ``FrozenBatchNorm2d`` never move.
+        """
+        self.requires_grad_(False)
+        moving = set()
+        if train_positions:
+            for tower in ("visual", "text"):
+                getattr(self, tower).positions.requires_grad_(True)
+                moving.add(f"{tower}.positions")
+        for name, module in self.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                moving |= {f"{name}.{key}" for key, _ in module.named_buffers()}
+        self.frozen = frozenset(self.state_dict()) - moving
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        """CLIP's own embedding of normalised images ``(B, 3, S, S) -> (B, embed_dim)``."""
+        hidden = self.visual.embed(image)
+        for step in range(STEPS):
+            hidden = self.visual.run(step, hidden)
+        return self.visual.pool(hidden)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """CLIP's own embedding of sentences ``(B, L) -> (B, embed_dim)``."""
+        hidden = self.text.embed(ids)
+        for step in range(STEPS):
+            hidden = self.text.run(step, hidden)
+        return self.text.head(hidden, ids)[1]
+
+
+def check(sizes: Sizes, image_size: int, max_words: int) -> None:
+    if image_size <= 0 or image_size % sizes.stride:
+        what = f"patch size {sizes.patch}" if sizes.is_vit else "stride 32 of the ResNet"
+        near = max(1, round(image_size / sizes.stride)) * sizes.stride
+        raise ValueError(
+            f"image_size {image_size} is no multiple of the {what}; use {near}, for example"
+        )
+    if not 2 < max_words <= sizes.context:
+        raise ValueError(
+            f"max_words {max_words} does not fit the text tower; choose 3 to {sizes.context} "
+            "(start and end tokens included)"
+        )
+    for depth in (sizes.text_depth, *(sizes.depths if sizes.is_vit else ())):
+        if depth % STEPS:
+            raise ValueError(
+                f"a transformer of {depth} blocks cannot run in {STEPS} steps; "
+                f"its depth must be a multiple of {STEPS}"
+            )
+
+
+def normalize(image: Tensor) -> Tensor:
+    """RGB ``(B, 3, H, W)`` in 0..255 -> CLIP's input: scaled to 0..1, less its mean, by its deviation."""
+    mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=image.device).view(3, 1, 1)
+    return (image.float() / 255 - mean) / std
+
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)

@@ -1,0 +1,160 @@
+"""What the towers share: the state between two blocks, the two slots of a residual sum, attention.
+
+Shapes: B batch, C width, P prefix tokens, N tokens, L words, H x W grid.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEPS = 12  # both towers run in this many steps, one text block each
+STAGE_ENDS = (3, 7, 11)  # the steps after which a stage ends: a third of either tower
+
+
+class Hidden(NamedTuple):
+    """What one tower holds between two blocks."""
+
+    x: Tensor  # the input itself: image map (B, C, H, W), words (B, L, C)
+    prefix: Tensor | None  # tokens in front of it, e.g. the class token: (B, P, C); None: no tokens
+
+
+class Residual(nn.Module):
+    """``join(x, y) = shortcut(x) + after(y)``: a sum of two paths, each with a slot for an adapter.
+
+    Both slots hold the identity until :func:`fill` puts an adapter there.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.shortcut: nn.Module = nn.Identity()
+        self.after: nn.Module = nn.Identity()
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.shortcut(x) + self.after(y)
+
+
+def fill(residual: Residual, slot: str, module: nn.Module) -> None:
+    """Put an adapter into the ``shortcut`` or ``after`` slot of a residual sum.
+
+    Raises:
+        ValueError: if another adapter is there already.
+    """
+    taken = getattr(residual, slot)
+    if not isinstance(taken, nn.Identity):
+        raise ValueError(
+            f"{type(module).__name__} and {type(taken).__name__} both want the {slot!r} slot of "
+            f"the same {type(residual).__name__}; drop one of the two adapters"
+        )
+    setattr(residual, slot, module)
+
+
+class Attention(nn.Module):
+    """Multi-head attention ``softmax(Q K^T / sqrt(C / heads)) V`` of four Linears around SDPA.
+
+    Args:
+        width: of the queries and, unless ``out_width`` says otherwise, of the output.
+        memory_width: of the tokens that keys and values are made of; ``width`` by default.
+        causal: a token sees itself and those before it.
+        dropout: probability that an attention weight is dropped in training.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        memory_width: int | None = None,
+        out_width: int | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"attention of width {width} cannot be split into {heads} heads")
+        self.heads, self.causal, self.dropout = heads, causal, dropout
+        memory_width = memory_width or width
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj, self.v_proj = nn.Linear(memory_width, width), nn.Linear(memory_width, width)
+        self.out_proj = nn.Linear(width, out_width or width)
+
+    def forward(
+        self,
+        query: Tensor,  # (B, N, C)
+        key: Tensor | None = None,  # (B, M, memory_width); the query itself by default
+        value: Tensor | None = None,  # like key; the key by default
+        keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
+    ) -> Tensor:
+        key = query if key is None else key
+        value = key if value is None else value
+        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        mask = None if keep is None else keep[:, None, None, :]  # over heads and queries
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=self.causal)
+        return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, N, out_width)
+
+
+class MLP(nn.Module):
+    """``fc2(QuickGELU(fc1(x)))`` with ``QuickGELU(x) = x sigmoid(1.702 x)``, as OpenAI's CLIP."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x))
+
+
+class PreNorm(Residual):
+    """``shortcut(x) + after(branch(norm(x)))``: one half of a transformer block."""
+
+    def __init__(self, width: int, branch: nn.Module):
+        super().__init__(width)
+        self.norm, self.branch = nn.LayerNorm(width), branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(x, self.branch(self.norm(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, ``(B, N, C) -> (B, N, C)``."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, *, causal: bool = False):
+        super().__init__()
+        self.attention = PreNorm(width, Attention(width, heads, causal=causal))
+        self.mlp = PreNorm(width, MLP(width, mlp_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.attention(x))
+
+
+def blocks_of_step(blocks: nn.ModuleList, step: int) -> nn.ModuleList:
+    """The share of a tower's blocks that runs in ``step`` of :data:`STEPS`."""
+    count = len(blocks) // STEPS
+    return blocks[step * count : (step + 1) * count]
+
+
+def to_map(tokens: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
+    """``(B, H W, C) -> (B, C, H, W)``."""
+    return tokens.mT.unflatten(2, grid)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """``(B, C, H, W) -> (B, H W, C)``."""
+    return x.flatten(2).mT
+
+
+def zoom(in_channels: int, out_channels: int, ratio: float) -> nn.Module:
+    """The convolution without bias that makes a grid ``ratio`` times as fine.
+
+    ``ratio`` 1/2: 2 x 2 with stride 2; 1: 1 x 1; 2: the transposed 2 x 2 with stride 2 (ETRIS, eq. 4).
+    """
+    if ratio > 1:
+        size = round(ratio)
+        return nn.ConvTranspose2d(in_channels, out_channels, size, size, bias=False)
+    size = round(1 / ratio)
+    return nn.Conv2d(in_channels, out_channels, size, size, bias=False)

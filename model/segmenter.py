@@ -1,0 +1,84 @@
+"""Frozen CLIP with what is attached to it, and the decoder: image and sentence in, logits out."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from model.clip.clip import normalize
+from model.decoder import Decoder
+from model.encoder import Encoder
+
+
+class Segmenter(nn.Module):
+    """``decoder(encoder(image, ids), ids)``.
+
+    Attributes:
+        backbone: ``name``, ``weights`` and ``sha256`` of the CLIP inside; all may be None.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, backbone: dict[str, str | None]):
+        super().__init__()
+        self.encoder, self.decoder, self.backbone = encoder, decoder, backbone
+
+    def forward(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment what each sentence names in its image.
+
+        Args:
+            image: (B, 3, S, S) RGB, 0 to 255, of any dtype.
+            ids: (B, L) tokens, padded with 0.
+
+        Returns:
+            Logits (B, 1, h, w), four times as fine as the middle map (stride 4 for CLIP's patches
+            of 16 and its ResNets), and the auxiliary loss (), 0 where nothing asks for one.
+        """
+        features = self.encoder(normalize(image), ids)
+        logits = self.decoder(features, ids)
+        return logits, logits.new_zeros(())
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """All that a run can change: the parameters that train and the statistics that move."""
+        frozen = {f"encoder.clip.{key}" for key in self.encoder.clip.frozen}
+        return {key: value for key, value in self.state_dict().items() if key not in frozen}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`trainable_state` gave.
+
+        Raises:
+            ValueError: naming the first keys that are missing, left over or of another shape.
+        """
+        self._load(state, self.trainable_state())
+
+    def load_whole_state(self, state: dict[str, Tensor]) -> None:
+        """Put back a whole ``state_dict``, the frozen CLIP included; raises as above."""
+        self._load(state, self.state_dict())
+
+    def _load(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+        missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+        shapes = [
+            f"{key} {tuple(state[key].shape)} not {tuple(value.shape)}"
+            for key, value in wanted.items()
+            if key in state and state[key].shape != value.shape
+        ]
+        problems = {"missing": missing, "unexpected": extra, "of another shape": shapes}
+        told = [f"{len(keys)} {what} ({shorten(keys)})" for what, keys in problems.items() if keys]
+        if told:
+            raise ValueError(
+                f"the weights don't fit this model: {'; '.join(told)}; "
+                "was it built with another configuration?"
+            )
+        self.load_state_dict(state, strict=False)
+
+    def parameter_groups(self, *, lr: float, encoder_lr_scale: float) -> list[dict[str, Any]]:
+        """What trains, as groups for an optimizer, each with its rate; empty groups are left out."""
+        rates = {"encoder": lr * encoder_lr_scale, "decoder": lr}
+        groups = []
+        for name, rate in rates.items():
+            part = getattr(self, name)
+            parameters = [p for p in part.parameters() if p.requires_grad]
+            if parameters:
+                groups.append({"name": name, "params": parameters, "lr": rate})
+        return groups
+
+
+def shorten(keys: list[str], most: int = 4) -> str:
+    return ", ".join(keys[:most]) + (", …" if len(keys) > most else "")
