@@ -23,6 +23,9 @@ SIZES = {"small": (0.26, 0.32), "big": (0.44, 0.53)}
 NUM_OBJECTS = {2: 0.3, 3: 0.4, 4: 0.22, 5: 0.08}
 SHARED_KIND = 0.4  # chance that an object takes its kind from one already there
 SHARED_COLOUR = 0.3
+BIG = 0.55  # chance that an object is big
+MAX_BIG = {1: 1, 2: 2, 3: 2, 4: 2, 5: 1}  # by number of objects; more of them leave no room
+MAX_TURN = 10  # degrees to either side
 OVERLAP = 0.3  # chance that an object may touch and cover its neighbours
 TRIES = 40
 
@@ -53,6 +56,23 @@ def _outlines() -> dict[str, tuple[np.ndarray, ...]]:
 
 OUTLINES = _outlines()
 KINDS = tuple(OUTLINES)
+# from the middle to the farthest corner, in units of the radius
+REACH = {
+    kind: max(float(np.linalg.norm(part, axis=1).max()) for part in parts)
+    for kind, parts in OUTLINES.items()
+}
+
+
+def _half_width(kind: str) -> float:
+    """How far a kind reaches along x or y, however it is turned, in units of the radius."""
+    points = np.concatenate(OUTLINES[kind])
+    angles = np.radians(np.linspace(-MAX_TURN, MAX_TURN, 5))[:, None]
+    x = points[:, 0] * np.cos(angles) - points[:, 1] * np.sin(angles)
+    y = points[:, 0] * np.sin(angles) + points[:, 1] * np.cos(angles)
+    return float(max(np.abs(x).max(), np.abs(y).max()))
+
+
+HALF_WIDTHS = {kind: _half_width(kind) for kind in KINDS}
 
 
 class Object(NamedTuple):
@@ -138,72 +158,78 @@ class _Disc(NamedTuple):
     x: float
     y: float
     radius: float
-    entered: float  # depth to which others reach into it, summed
+    reach: float  # no corner is farther from the middle
     colour: str
+    entered: float = 0.0  # depth to which others reach into it, summed
 
 
 def _place_objects(
     draws: Iterator[float], count: int, height: int, width: int
 ) -> tuple[Object, ...] | None:
-    """Add objects one by one at free places; None if no place is found in a few tries."""
-    objects: list[Object] = []
-    discs: list[_Disc] = []
-    names: set[tuple[str, str, str]] = set()
+    """Objects at free places; None if one finds no place in a few tries."""
     short = min(height, width)
-    while len(objects) < count:
-        name = _pick_name(draws, objects)
-        if name in names:
-            continue
-        low, high = SIZES[name[2]]
+    placed: list[tuple[float, Object]] = []
+    discs: list[_Disc] = []
+    # the big ones first, while there is room
+    for name in sorted(_pick_names(draws, count), key=lambda name: name[2]):
+        kind, colour, size = name
+        low, high = SIZES[size]
         radius = short * (low + (high - low) * next(draws)) / 2
-        reach = 1.25 * radius + 1
+        margin = HALF_WIDTHS[kind] * radius + 1
         deepest = 0.5 if next(draws) < OVERLAP else -0.1
         for _ in range(TRIES):
-            x = reach + next(draws) * (width - 2 * reach)
-            y = reach + next(draws) * (height - 2 * reach)
-            placed = _add_disc(discs, _Disc(x, y, radius, 0.0, name[1]), deepest)
-            if placed is not None:
+            x = margin + next(draws) * (width - 2 * margin)
+            y = margin + next(draws) * (height - 2 * margin)
+            grown = _add_disc(discs, _Disc(x, y, radius, REACH[kind] * radius, colour), deepest)
+            if grown is not None:
                 break
         else:
             return None
-        discs = placed
-        names.add(name)
-        angle = math.radians(20 * next(draws) - 10)
+        discs = grown
+        angle = math.radians(MAX_TURN * (2 * next(draws) - 1))
         jitter = [next(draws) for _ in range(3)]
-        objects.append(_build(name, (x, y), radius, angle, jitter))
-    return tuple(objects)
+        placed.append((next(draws), _build(name, (x, y), radius, angle, jitter)))
+    return tuple(shape for _, shape in sorted(placed, key=lambda pair: pair[0]))
 
 
 def _add_disc(discs: list[_Disc], new: _Disc, deepest: float) -> list[_Disc] | None:
     """The discs with one more; None if it reaches too far into another, or they into it.
 
-    ``deepest`` is a share of the smaller radius. Objects of one colour stay apart, as the edge
-    between them could not be seen.
+    ``deepest`` is a share of the smaller radius. Objects of one colour do not even touch, as the
+    edge between them could not be seen.
     """
-    grown = []
+    depths = []
     for disc in discs:
-        depth = disc.radius + new.radius - math.hypot(disc.x - new.x, disc.y - new.y)
-        allowed = -0.1 if disc.colour == new.colour else deepest
-        if depth > allowed * min(disc.radius, new.radius):
+        distance = math.hypot(disc.x - new.x, disc.y - new.y)
+        depth = disc.radius + new.radius - distance
+        if depth > deepest * min(disc.radius, new.radius):
             return None
-        depth = max(depth, 0.0)
-        if disc.entered + depth > 0.6 * disc.radius:
+        if disc.colour == new.colour and distance < disc.reach + new.reach:
             return None
-        new = new._replace(entered=new.entered + depth)
-        grown.append(disc._replace(entered=disc.entered + depth))
-    return [*grown, new] if new.entered <= 0.6 * new.radius else None
+        depths.append(max(depth, 0.0))
+    grown = [
+        disc._replace(entered=disc.entered + depth)
+        for disc, depth in zip([*discs, new], [*depths, sum(depths)], strict=True)
+    ]
+    return grown if all(disc.entered <= 0.6 * disc.radius for disc in grown) else None
 
 
-def _pick_name(draws: Iterator[float], objects: list[Object]) -> tuple[str, str, str]:
-    """Kind, colour and size; kind and colour often those of an object already there."""
-    draw = [next(draws) for _ in range(6)]
-    kind = KINDS[int(draw[0] * len(KINDS))]
-    colour = tuple(COLOURS)[int(draw[1] * len(COLOURS))]
-    if objects and draw[2] < SHARED_KIND:
-        kind = objects[int(draw[0] * len(objects))].kind
-    if objects and draw[3] < SHARED_COLOUR:
-        colour = objects[int(draw[1] * len(objects))].colour
-    return kind, colour, "small" if draw[4] < 0.5 else "big"
+def _pick_names(draws: Iterator[float], count: int) -> list[tuple[str, str, str]]:
+    """Different triples of kind, colour and size; each often shares a kind or a colour."""
+    names: list[tuple[str, str, str]] = []
+    colours = tuple(COLOURS)
+    while len(names) < count:
+        draw = [next(draws) for _ in range(5)]
+        kind, colour = KINDS[int(draw[0] * len(KINDS))], colours[int(draw[1] * len(colours))]
+        if names and draw[2] < SHARED_KIND:
+            kind = names[int(draw[0] * len(names))][0]
+        if names and draw[3] < SHARED_COLOUR:
+            colour = names[int(draw[1] * len(names))][1]
+        num_big = sum(size == "big" for _, _, size in names)
+        size = "big" if num_big < MAX_BIG[count] and draw[4] < BIG else "small"
+        if (kind, colour, size) not in names:
+            names.append((kind, colour, size))
+    return names
 
 
 def _build(
