@@ -1,0 +1,178 @@
+"""Checkpoints: what trained (or everything), with the story of how it came about beside it.
+
+One safetensors file, readable without running code. Its metadata is JSON: the config, the name and
+SHA-256 of the backbone, and whatever the writer adds (step, scores, commit, versions, data).
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from model import Segmenter, build_segmenter
+from utils.config import Config, load_config
+
+FORMAT = "referring-segmentation-1"
+# Without effect on a loaded model: the file's place (its hash counts) and dropout.
+_IRRELEVANT = ("backbone.weights", "decoder.dropout")
+
+
+def save_checkpoint(
+    path: Path,
+    segmenter: Segmenter,
+    config: Config,
+    *,
+    everything: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what ``segmenter`` trained to ``path``, or with ``everything`` the frozen CLIP too.
+
+    A backbone without a file of weights cannot be found again by its hash, so then the checkpoint
+    holds everything unasked. ``extra`` is added to the metadata and must be JSON.
+    """
+    everything = everything or segmenter.backbone["sha256"] is None
+    state = segmenter.state_dict() if everything else segmenter.trainable_state()
+    story = {
+        "holds": "everything" if everything else "trainable",
+        "config": config.to_dict(),
+        "backbone": {key: segmenter.backbone[key] for key in ("name", "sha256")},
+        **(extra or {}),
+    }
+    # Clones: safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    save_file(tensors, aside, metadata={"format": FORMAT, "story": json.dumps(story)})
+    os.replace(aside, path)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """``holds`` ("trainable" or "everything"), ``config``, ``backbone`` and what else was saved.
+
+    Raises ``ValueError`` if ``path`` is missing or not a checkpoint of this project.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such checkpoint; train.py writes best.safetensors to its folder"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError:
+        raise ValueError(f"{path}: {_what_else(path)}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: a safetensors file, but no checkpoint of this project (its metadata lacks "
+            f"format {FORMAT}); give the best.safetensors that train.py wrote"
+        )
+    return json.loads(metadata["story"])
+
+
+def read_config(path: Path) -> Config:
+    """The config a checkpoint was trained with."""
+    return Config.from_dict(read_metadata(path)["config"], source=str(path))
+
+
+def choose_config(checkpoint: Path, path: Path | None, overrides: Sequence[str]) -> Config:
+    """The config of the YAML file ``path``, or else the checkpoint's own, with ``overrides``."""
+    if path is not None:
+        return load_config(path, overrides)
+    config = read_config(checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / f"{checkpoint.name}.yaml"
+        own.write_text(config.to_yaml(), encoding="utf-8")
+        return load_config(own, overrides)
+
+
+def load_segmenter(config: Config, path: Path, max_words: int) -> Segmenter:
+    """Build the model of ``config`` and load checkpoint ``path`` into it.
+
+    Raises ``ValueError`` for a file that is missing or not ours, another architecture (naming the
+    keys that differ) and another backbone (its SHA-256 differs).
+    """
+    metadata = read_metadata(path)
+    _check_architecture(config, metadata, path)
+    everything = metadata["holds"] == "everything"
+    segmenter = build_segmenter(
+        config.model,
+        image_size=config.data.image_size,
+        max_words=max_words,
+        load_weights=not everything,
+    )
+    if not everything:
+        _check_backbone(segmenter.backbone, metadata["backbone"], path)
+    state = load_file(path)
+    try:
+        if everything:
+            segmenter.load_whole_state(state)
+        else:
+            segmenter.load_trainable_state(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return segmenter
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys whose values differ, each with our value and theirs."""
+    mine, other = _flatten(ours), _flatten(theirs)
+    keys = [*mine, *(key for key in other if key not in mine)]
+    absent = "(none)"
+    pairs = {key: (mine.get(key, absent), other.get(key, absent)) for key in keys}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+
+def _flatten(tree: Any, place: str = "") -> dict[str, Any]:
+    if isinstance(tree, list):
+        tree = {str(position): value for position, value in enumerate(tree)} or tree
+    if not isinstance(tree, Mapping) or not tree:
+        return {place: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{place}.{key}" if place else key)
+    return flat
+
+
+def _check_architecture(config: Config, metadata: Mapping[str, Any], path: Path) -> None:
+    # Through Config, so that keys younger than the checkpoint stand at their defaults.
+    trained = Config.from_dict(metadata["config"], source=str(path))
+    unequal = differences(config.model.model_dump(), trained.model.model_dump())
+    listed = [
+        f"model.{key} is {trained_with!r} in it and {asked!r} in the config"
+        for key, (asked, trained_with) in unequal.items()
+        if key not in _IRRELEVANT
+    ]
+    if listed:
+        raise ValueError(
+            f"{path}: holds another architecture: {'; '.join(listed)}; "
+            "leave out --config to use the checkpoint's own"
+        )
+
+
+def _check_backbone(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
+    if ours["sha256"] == theirs["sha256"]:
+        return
+    given = (
+        f"{ours['weights']} has SHA-256 {ours['sha256']}"
+        if ours["sha256"]
+        else "model.backbone.weights names none"
+    )
+    raise ValueError(
+        f"{path}: was trained on the {theirs['name']} with SHA-256 {theirs['sha256']}, "
+        f"but {given}; set model.backbone.weights to the CLIP it was trained on"
+    )
+
+
+def _what_else(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start == b"PK" or start[:1] == b"\x80":
+        return (
+            "a PyTorch file, no checkpoint of this project; CLIP weights belong in "
+            "model.backbone.weights, released ETRIS or CRIS checkpoints go through "
+            "tools/convert_checkpoint.py"
+        )
+    return "not a checkpoint (no safetensors file); give the best.safetensors that train.py wrote"

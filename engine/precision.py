@@ -1,0 +1,47 @@
+"""Which number format the forward pass computes in."""
+
+from pathlib import Path
+
+import torch
+
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# x86 and Arm names of matrix products of bfloat16 in hardware; without them bf16 is slower.
+FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """``fp32``, ``bf16`` or ``fp16`` for ``device``; ``auto`` is bf16 where it is fast, else fp32.
+
+    Raises ``ValueError`` for fp16 without a GPU.
+    """
+    if name == "fp16" and device.type != "cuda":
+        raise ValueError(
+            f"train.precision: fp16 needs a CUDA GPU and this run is on {device.type}; "
+            "use auto, bf16 or fp32"
+        )
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = bool(FAST_BF16_FLAGS & _cpu_flags())
+    return "bf16" if fast else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Context in which matrix products and convolutions run in ``precision``."""
+    return torch.autocast(
+        device.type, dtype=TYPES.get(precision, torch.bfloat16), enabled=precision in TYPES
+    )
+
+
+def _cpu_flags() -> set[str]:
+    # torch.cpu names these in newer releases only; the kernel's list is the same on every one.
+    listing = Path("/proc/cpuinfo")
+    if not listing.exists():
+        return set()
+    lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = (
+        line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))
+    )
+    return set(next(flags, "").split())

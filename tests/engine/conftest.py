@@ -1,0 +1,163 @@
+"""A tiny segmenter and a tiny data set with the faces of the real ones, for quick tests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from engine.resume import load_state
+from engine.trainer import Trainer
+from utils.config import Config
+from utils.data.dataset import Sample
+from utils.data.transforms import Letterbox, letterbox_image, letterbox_mask
+from utils.distributed import Processes
+
+ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+SIZE = 16
+
+
+class TinySet(Dataset):
+    """Random pictures of many shapes with a box each; the sentence depends on the epoch."""
+
+    fingerprint = "f" * 64
+    max_words = 5
+    num_truncated = 0
+
+    def __init__(self, num_samples: int = 21, seed: int = 0) -> None:
+        self.num_samples, self.seed, self.epoch = num_samples, seed, 0
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def original(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((self.seed, index))
+        height, width = rng.integers(8, 40, size=2)
+        image = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+        mask = np.zeros((height, width), bool)
+        mask[: rng.integers(2, height), : rng.integers(2, width)] = True
+        image[mask] //= 2
+        return image, mask
+
+    def letterbox(self, index: int) -> Letterbox:
+        return Letterbox.fit(*self.original(index)[1].shape, SIZE)
+
+    def info(self, index: int) -> Sample:
+        height, width = self.original(index)[1].shape
+        sentence = f"box {index}"
+        return Sample(index // 2, index, sentence, index, f"{index}.jpg", height, width, 1, 4)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, mask = self.original(index)
+        square, box = letterbox_image(image, SIZE)
+        ids = np.random.default_rng((self.epoch, index)).integers(1, 9, self.max_words)
+        return {
+            "image": torch.from_numpy(square).permute(2, 0, 1).contiguous(),
+            "ids": torch.from_numpy(ids),
+            "mask": torch.from_numpy(letterbox_mask(mask, box)),
+            "index": index,
+        }
+
+
+class TinySegmenter(nn.Module):
+    """A frozen convolution, words added, dropout, and a trained convolution."""
+
+    backbone = {"name": "tiny", "weights": None, "sha256": "0" * 64}  # noqa: RUF012
+
+    def __init__(self, *, dropout: float = 0.0, norm: bool = False) -> None:
+        super().__init__()
+        self.frozen = nn.Conv2d(3, 8, 4, stride=4).requires_grad_(False)
+        self.words = nn.Embedding(9, 8)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.frozen(image.float() / 255) + self.words(ids).mean(dim=1)[:, :, None, None]
+        logits = self.head(self.dropout(self.norm(x)).relu())
+        return logits, logits.new_zeros(())
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("frozen.")}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        self.load_state_dict(state, strict=False)
+
+    def parameter_groups(self, *, lr: float, encoder_lr_scale: float) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": "encoder",
+                "params": list(self.words.parameters()),
+                "lr": lr * encoder_lr_scale,
+            },
+            {
+                "name": "decoder",
+                "params": [*self.norm.parameters(), *self.head.parameters()],
+                "lr": lr,
+            },
+        ]
+
+
+def tiny_config(**sections: dict[str, Any]) -> Config:
+    """Batches of 4 of 21 samples: 5 updates an epoch; a row for each, scored every epoch."""
+    defaults: dict[str, dict[str, Any]] = {
+        "data": {"dataset": "demo", "image_size": SIZE, "workers": 0},
+        "train": {"epochs": 2, "batch_size": 4, "lr": 1e-2, "precision": "fp32"},
+        "eval": {"batch_size": 4},
+        "run": {"log_interval": 1},
+    }
+    names = {*defaults, *sections}
+    return Config.from_dict({n: defaults.get(n, {}) | sections.get(n, {}) for n in names})
+
+
+def make_trainer(
+    folder: Path,
+    config: Config,
+    *,
+    dropout: float = 0.0,
+    norm: bool = False,
+    processes: Processes = ALONE,
+) -> Trainer:
+    """A trainer in ``folder``, which goes on from its ``last.pt`` if there is one."""
+    last = folder / "last.pt"
+    torch.manual_seed(config.train.seed)
+    return Trainer(
+        TinySegmenter(dropout=dropout, norm=norm),
+        TinySet(),
+        TinySet(9, seed=1),
+        config,
+        folder=folder,
+        processes=processes,
+        state=processes.share(load_state(last) if processes.is_main and last.exists() else None),
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def config_of() -> Any:
+    return tiny_config
+
+
+@pytest.fixture
+def trainer_of() -> Any:
+    return make_trainer
+
+
+@pytest.fixture
+def tiny_set() -> Any:
+    return TinySet
+
+
+@pytest.fixture
+def tiny_segmenter() -> Any:
+    return TinySegmenter

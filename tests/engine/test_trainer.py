@@ -1,0 +1,220 @@
+"""Training: rates, parts of batches, stops, exact continuation, and what is not finite."""
+
+import itertools
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from engine.history import NotFinite
+from engine.signals import Stopped
+from engine.trainer import Trainer
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows of metrics.jsonl, without what depends on the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in parsed]
+
+
+def stop_after(trainer: Trainer, step: int, number: int = signal.SIGTERM) -> None:
+    """Make the signal arrive in the middle of update ``step``."""
+    update = trainer.update
+
+    def wrapped(batch: Any) -> Any:
+        if trainer.step + 1 == step:
+            signal.raise_signal(number)
+        return update(batch)
+
+    wrapped.precision, wrapped.scaler = update.precision, update.scaler
+    trainer.update = wrapped
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Any:
+    def make(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize(("workers", "log_interval"), [(0, 1), (0, 4), (2, 4)])
+def test_stopped_anywhere_the_run_goes_on_bit_for_bit(
+    folder: Any, config_of: Any, trainer_of: Any, workers: int, log_interval: int
+) -> None:
+    config = config_of(
+        data={"dataset": "demo", "image_size": 16, "workers": workers},
+        run={"log_interval": log_interval},
+        train={"epochs": 3, "batch_size": 4, "lr": 1e-2, "warmup_steps": 3, "schedule": "cosine"},
+    )
+    whole, parts = folder("whole"), folder("parts")
+    reference = trainer_of(whole, config, dropout=0.5, norm=True)
+    reference.fit()
+    for step in (1, 5, 7, 13):  # the first, the end of an epoch, inside two others
+        trainer = trainer_of(parts, config, dropout=0.5, norm=True)
+        stop_after(trainer, step)
+        with pytest.raises(Stopped) as stopped:
+            trainer.fit()
+        assert stopped.value.exit_code == 143 and trainer.step == step
+    trainer = trainer_of(parts, config, dropout=0.5, norm=True)
+    trainer.fit()
+    assert rows(parts) == rows(whole)
+    assert trainer.best == reference.best
+    for name, value in reference.segmenter.state_dict().items():
+        assert torch.equal(value, trainer.segmenter.state_dict()[name]), name
+
+
+def test_rows_after_the_last_save_are_written_once(
+    folder: Any, config_of: Any, trainer_of: Any
+) -> None:
+    config, path = config_of(), folder("run")
+    trainer = trainer_of(path, config)
+    stop_after(trainer, 3)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/loss": 9.0}\n{"step": 5, "tra')  # a crash while writing
+    trainer_of(path, config).fit()
+    assert [row["step"] for row in rows(path) if "train/loss" in row] == list(range(1, 11))
+    assert [row["step"] for row in rows(path) if "val/oIoU" in row] == [5, 10]
+
+
+def test_a_stop_while_scoring_keeps_the_score_due(
+    folder: Any, config_of: Any, trainer_of: Any
+) -> None:
+    config, path = config_of(), folder("run")
+    trainer = trainer_of(path, config)
+    original = trainer.val_set.letterbox
+    trainer.val_set.letterbox = lambda i: (signal.raise_signal(signal.SIGINT), original(i))[1]
+    with pytest.raises(Stopped) as stopped:
+        trainer.fit()
+    assert stopped.value.exit_code == 130
+    assert not [row for row in rows(path) if "val/oIoU" in row]
+    trainer_of(path, config).fit()
+    assert [row["step"] for row in rows(path) if "val/oIoU" in row] == [5, 10]
+
+
+def test_handlers_are_put_back(folder: Any, config_of: Any, trainer_of: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    trainer_of(folder("run"), config_of(train={"batch_size": 4, "max_steps": 1})).fit()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_parts_of_a_batch_train_like_the_whole(
+    folder: Any, config_of: Any, trainer_of: Any, micro_batch: int
+) -> None:
+    options = {"epochs": 1, "batch_size": 4, "lr": 1e-2, "max_norm": 0.1, "precision": "fp32"}
+    losses = []
+    for name, size in (("whole", None), ("parts", micro_batch)):
+        path = folder(name)
+        trainer_of(path, config_of(train=options | {"micro_batch": size})).fit()
+        losses.append([row["train/loss"] for row in rows(path) if "train/loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_groups_keep_their_rates(folder: Any, config_of: Any, trainer_of: Any) -> None:
+    options = {"epochs": 2, "batch_size": 4, "lr": 1e-3, "encoder_lr_scale": 10.0}
+    trainer = trainer_of(folder("run"), config_of(train=options | {"milestones": [1]}))
+    trainer.fit()
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates == pytest.approx({"encoder": 1e-3, "decoder": 1e-4})
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_what_is_not_finite_stops_before_the_update(
+    folder: Any, config_of: Any, trainer_of: Any, where: str
+) -> None:
+    path = folder("run")
+    trainer = trainer_of(path, config_of(eval={"every_steps": 2}))
+    head = trainer.segmenter.head
+    snapshots: list[torch.Tensor] = []
+
+    def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        snapshots.append(head.weight.detach().clone())
+        if len(snapshots) < 4:
+            return output
+        factor = torch.ones(len(output), 1, 1, 1)
+        factor[1] = torch.nan
+        if where == "forward":
+            return output * factor
+        output.register_hook(lambda gradient: gradient * factor)
+        return output
+
+    head.register_forward_hook(spoil)
+    with pytest.raises(NotFinite) as error:
+        trainer.fit()
+    batch = trainer.history  # empty again: everything was looked at
+    assert batch.first_spoiled() is None
+    assert torch.equal(head.weight, snapshots[3])
+    assert "step 4" in str(error.value) and "ref " in str(error.value)
+    assert str(error.value).count("ref ") == (1 if where == "forward" else 4)
+    state = torch.load(path / "last.pt", weights_only=True)
+    assert state["step"] == 2
+
+
+def test_later_updates_are_left_out_too(config_of: Any, trainer_of: Any, folder: Any) -> None:
+    """A GPU goes on until somebody looks; nothing may move in the meantime."""
+    trainer = trainer_of(folder("run"), config_of())
+    batch = torch.utils.data.default_collate([trainer.train_set[i] for i in range(4)])
+    trainer.update(batch)
+    before = [p.detach().clone() for p in trainer.update.parameters]
+    hook = trainer.segmenter.head.register_forward_hook(lambda *args: args[2] * torch.nan)
+    assert trainer.update(batch)[0][2] == 1
+    hook.remove()
+    row, finite = trainer.update(batch)
+    assert row[0].isfinite() and row[2] == 1 and finite.all()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.update.parameters, strict=True))
+    assert trainer.optimizer.state[trainer.update.parameters[0]]["step"] == 1
+
+
+def test_time_ends_a_run_with_a_score(
+    folder: Any, config_of: Any, trainer_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 50, "batch_size": 4, "max_minutes": 1.0, "schedule": "cosine"}
+    path = folder("run")
+    clock = itertools.count(0, 2)  # seconds
+    monkeypatch.setattr("engine.trainer.time.monotonic", lambda: float(next(clock)))
+    trainer = trainer_of(path, config_of(train=options))
+    trainer.fit()
+    *_, last, score = rows(path)
+    assert 5 < trainer.step == last["step"] == score["step"] < 30 and "val/oIoU" in score
+    assert last["train/lr"] < 0.05 * options_lr(rows(path))  # cooled down with the clock
+
+
+def options_lr(written: list[dict[str, Any]]) -> float:
+    """The rate of the first update."""
+    return written[0]["train/lr"]
+
+
+def test_best_is_the_best_by_the_chosen_measure(
+    folder: Any, config_of: Any, trainer_of: Any
+) -> None:
+    path = folder("run")
+    trainer = trainer_of(path, config_of(eval={"every_steps": 1, "metric": "mIoU"}))
+    trainer.fit()
+    scores = {row["step"]: row["val/mIoU"] for row in rows(path) if "val/mIoU" in row}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert trainer.best is not None and trainer.best["step"] == best
+    with safe_open(path / "best.safetensors", framework="pt") as file:
+        story = json.loads(file.metadata()["story"])
+        assert set(file.keys()) == set(trainer.segmenter.trainable_state())
+    assert story["step"] == best and story["scores"]["val"]["mIoU"] == scores[best]
+    assert story["selected_by"] == {"split": "val", "metric": "mIoU"}
+    assert story["backbone"]["sha256"] == "0" * 64
+
+
+@pytest.mark.parametrize("batch_size", [22, 100])
+def test_a_batch_larger_than_the_data_is_refused(
+    folder: Any, config_of: Any, trainer_of: Any, batch_size: int
+) -> None:
+    with pytest.raises(ValueError, match=f"batch_size: {batch_size} is more than the 21"):
+        trainer_of(folder("run"), config_of(train={"batch_size": batch_size}))

@@ -1,0 +1,57 @@
+"""What the tests start under torchrun: trains the tiny model of ``conftest.py`` three times.
+
+python train_tiny.py FOLDER leaves there ``plain``, ``whole`` (dropout and BatchNorm) and ``parts``,
+which is ``whole`` stopped by a signal that the last process alone gets, and gone on with.
+"""
+
+import hashlib
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from conftest import make_trainer, tiny_config
+
+from engine.signals import Stopped
+from engine.update import Update
+from utils.distributed import Processes, start_processes
+
+
+class Interrupted(Update):
+    """In its third update the last process gets a SIGTERM."""
+
+    calls = 0
+
+    def __call__(self, batch: Any) -> Any:
+        self.calls += 1
+        if self.calls == 3 and self.processes.rank == self.processes.world_size - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return super().__call__(batch)
+
+
+def train(folder: Path, processes: Processes, *, interrupt: bool = False, **options: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    trainer = make_trainer(folder, tiny_config(), processes=processes, **options)
+    if interrupt:
+        trainer.update.__class__ = Interrupted
+    try:
+        trainer.fit()
+    except Stopped as stopped:
+        (folder / f"stopped{processes.rank}").write_text(f"{stopped.exit_code} {trainer.step}")
+    state = torch.cat([v.flatten().double() for v in trainer.segmenter.state_dict().values()])
+    digest = hashlib.sha256(state.numpy().tobytes()).hexdigest()
+    (folder / f"digest{processes.rank}").write_text(digest)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    with start_processes() as processes:
+        train(folder / "plain", processes)
+        train(folder / "whole", processes, dropout=0.5, norm=True)
+        train(folder / "parts", processes, dropout=0.5, norm=True, interrupt=True)
+        train(folder / "parts", processes, dropout=0.5, norm=True)
