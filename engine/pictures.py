@@ -1,0 +1,90 @@
+"""Pictures of what the model finds: overlays, and contact sheets of the best and worst cases."""
+
+import os
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torchvision.utils import draw_segmentation_masks, make_grid
+
+from utils.data.transforms import letterbox_image
+
+PANEL = 208  # side of a picture on a sheet, in pixels
+GAP = 8
+LINE = 18  # height of a line of text
+COLUMNS = 34  # characters a line, what the font fits into two panels
+TRUTH, PREDICTION = (60, 200, 80), (235, 60, 60)  # green, red
+
+
+class Case(NamedTuple):
+    """One sentence on a sheet: image (H, W, 3) uint8 RGB, truth and prediction (H, W) bool."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    sentence: str
+    iou: float
+
+
+def overlay(
+    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTION
+) -> np.ndarray:
+    """``image`` (H, W, 3) with ``mask`` (H, W) laid over it half transparent and outlined."""
+    drawn = draw_segmentation_masks(
+        torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), alpha=0.5, colors=colour
+    )
+    drawn = np.ascontiguousarray(drawn.permute(1, 2, 0).numpy())
+    outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(drawn, outline, -1, colour, thickness=1)
+
+
+def contact_sheet(groups: dict[str, list[Case]]) -> np.ndarray:
+    """A sheet (H, W, 3): a column for each group, in it a row for each case.
+
+    A row shows the image, the truth (green) and the prediction (red), below its IoU and sentence.
+    """
+    columns = []
+    for name, cases in groups.items():
+        title = _text([f"{name}: image, truth (green), prediction (red)"], 3 * PANEL + 2 * GAP)
+        columns.append(np.concatenate([title, *(_row(case) for case in cases)]))
+    height = max(len(column) for column in columns)
+    padded = [
+        np.pad(c, ((0, height - len(c)), (GAP, GAP), (0, 0)), constant_values=255) for c in columns
+    ]
+    return np.concatenate(padded, axis=1)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write ``image``, (H, W, 3) RGB or (H, W), as PNG: whole or not at all."""
+    stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    aside.write_bytes(cv2.imencode(".png", stored)[1].tobytes())
+    os.replace(aside, path)
+
+
+def _row(case: Case) -> np.ndarray:
+    panels = (
+        case.image,
+        overlay(case.image, case.truth, TRUTH),
+        overlay(case.image, case.prediction, PREDICTION),
+    )
+    squares = [torch.from_numpy(letterbox_image(p, PANEL)[0]).permute(2, 0, 1) for p in panels]
+    grid = make_grid(squares, nrow=len(squares), padding=GAP, pad_value=255)
+    pictures = grid.permute(1, 2, 0).numpy()[GAP:-GAP, GAP:-GAP]
+    lines = textwrap.wrap(f"IoU {100 * case.iou:.1f}  {case.sentence}", 2 * COLUMNS)[:2]
+    return np.concatenate([pictures, _text([*lines, ""][:2], pictures.shape[1])])
+
+
+def _text(lines: list[str], width: int) -> np.ndarray:
+    """Black text on white, (H, ``width``, 3)."""
+    strip = np.full((LINE * len(lines) + GAP, width, 3), 255, np.uint8)
+    for number, line in enumerate(lines):
+        ascii_only = line.encode("ascii", "replace").decode()  # all that OpenCV's font has
+        place = (2, LINE * (number + 1) - 4)
+        cv2.putText(
+            strip, ascii_only, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA
+        )
+    return strip

@@ -1,0 +1,149 @@
+"""What ``test.py`` does: score splits with a checkpoint and keep numbers, rows and pictures."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loguru import logger
+
+from engine.checkpoint import load_segmenter, read_metadata
+from engine.evaluator import Result, evaluate, found, predict_logits, protocol
+from engine.pictures import Case, contact_sheet, write_image
+from engine.precision import resolve_precision
+from engine.provenance import provenance
+from engine.run import open_split
+from model import Segmenter
+from model.clip import sha256_of
+from utils.config import Config
+from utils.data.dataset import ReferDataset
+from utils.data.refer import check_split, dataset_facts
+from utils.distributed import Processes
+from utils.logging import write_json_lines, write_text
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A checkpoint and how to score it; ``output`` gets the files, ``num_pictures`` a kind."""
+
+    config: Config
+    checkpoint: Path
+    output: Path
+    processes: Processes
+    num_pictures: int
+
+    def run(self, splits: list[str]) -> str:
+        """Score ``splits`` (empty: all but train), write the files, return the table.
+
+        ``results.json`` holds all scores and what fixes them, ``<split>.jsonl`` the sums of every
+        sentence, from which all scores can be computed again, ``<split>.png`` the contact sheet.
+        Raises ``ValueError`` for a split that the data set lacks or a checkpoint that does not fit.
+        """
+        dataset = self.config.data.dataset
+        splits = splits or [name for name in dataset_facts(dataset).splits if name != "train"]
+        for split in splits:
+            check_split(dataset, split)
+        sets = {split: open_split(self.config, split) for split in splits}
+        max_words = next(iter(sets.values())).max_words
+        segmenter = load_segmenter(self.config, self.checkpoint, max_words)
+        segmenter.to(self.processes.device).eval()
+        scores = {split: self._score(segmenter, split, sets[split]) for split in splits}
+        if self.processes.is_main:
+            results = self._results(scores, next(iter(sets.values())))
+            write_text(self.output / "results.json", json.dumps(results, indent=2) + "\n")
+        return table(scores)
+
+    def _score(self, segmenter: Segmenter, split: str, dataset: ReferDataset) -> dict[str, Any]:
+        began = time.monotonic()
+        result = evaluate(
+            segmenter,
+            dataset,
+            threshold=self.config.eval.threshold,
+            batch_size=max(1, self.config.eval.batch_size // self.processes.world_size),
+            precision=self.config.train.precision,
+            processes=self.processes,
+            workers=self.config.data.workers,
+        )
+        seconds = time.monotonic() - began
+        if self.processes.is_main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            rows = (record.to_dict() for record in result.records)
+            write_json_lines(self.output / f"{split}.jsonl", rows)
+            if self.num_pictures:
+                sheet = self._picture(segmenter, dataset, result)
+                write_image(self.output / f"{split}.png", sheet)
+            logger.info(f"{split}: {len(result.records)} sentences in {seconds:.1f} s")
+        return {
+            **result.metrics.to_dict(),
+            "references": len({record.ref_id for record in result.records}),
+            "truncated_sentences": dataset.num_truncated,
+            "seconds": round(seconds, 2),
+        }
+
+    def _picture(self, segmenter: Segmenter, dataset: ReferDataset, result: Result) -> np.ndarray:
+        """The best, the worst and some random others, none twice."""
+        ranked = sorted(result.records, key=lambda record: (-record.iou, record.index))
+        num = min(self.num_pictures, (len(ranked) + 1) // 2)
+        others = ranked[num : len(ranked) - num]
+        chosen = np.random.default_rng(self.config.train.seed).permutation(len(others))[:num]
+        groups = {
+            "best": ranked[:num],
+            "worst": ranked[max(num, len(ranked) - num) :][::-1],
+            "random": [others[position] for position in sorted(chosen)],
+        }
+        precision = resolve_precision(self.config.train.precision, self.processes.device)
+        cases: dict[str, list[Case]] = {}
+        for name, records in groups.items():
+            cases[name] = []
+            for record in records:
+                image, truth = dataset.original(record.index)
+                item = dataset[record.index]
+                (logits,) = predict_logits(
+                    segmenter,
+                    item["image"][None],
+                    item["ids"][None],
+                    [dataset.letterbox(record.index)],
+                    precision=precision,
+                    device=self.processes.device,
+                )
+                prediction = found(logits, self.config.eval.threshold).cpu().numpy()
+                cases[name].append(Case(image, truth, prediction, record.sentence, record.iou))
+        return contact_sheet({name: group for name, group in cases.items() if group})
+
+    def _results(self, scores: dict[str, Any], dataset: ReferDataset) -> dict[str, Any]:
+        precision = resolve_precision(self.config.train.precision, self.processes.device)
+        metadata = read_metadata(self.checkpoint)
+        trained = {key: value for key, value in metadata.items() if key != "config"}
+        return {
+            "splits": scores,
+            "protocol": protocol(self.config, dataset, precision=precision),
+            "data": {"dataset": self.config.data.dataset, "fingerprint": dataset.fingerprint},
+            "checkpoint": {
+                "file": self.checkpoint.name,
+                "sha256": sha256_of(self.checkpoint),
+                **trained,
+            },
+            "seed": self.config.train.seed,
+            "processes": self.processes.world_size,
+            **provenance(self.processes.device),
+            "config": self.config.to_dict(),
+        }
+
+
+def default_output(checkpoint: Path) -> Path:
+    """``test`` in the folder of the checkpoint's run, or in a folder of its name under ``runs``."""
+    if (checkpoint.parent / "config.yaml").exists():
+        return checkpoint.parent / "test"
+    return Path("runs") / checkpoint.stem / "test"
+
+
+def table(scores: dict[str, dict[str, Any]]) -> str:
+    """The scores in percent, a line for each split."""
+    columns = ["oIoU", "mIoU", "Pr@0.5", "Pr@0.6", "Pr@0.7", "Pr@0.8", "Pr@0.9"]
+    lines = [f"{'split':8}{'sentences':>10}" + "".join(f"{name:>8}" for name in columns)]
+    for split, score in scores.items():
+        values = "".join(f"{score[name]:8.2f}" for name in columns)
+        lines.append(f"{split:8}{score['count']:10}{values}")
+    return "\n".join(lines)
