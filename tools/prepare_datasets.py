@@ -12,7 +12,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-KNOWN = ("demo", "refcoco", "refcoco+", "refcocog_u", "refcocog_g")
 EXAMPLE = """example:
   python tools/prepare_datasets.py --dataset demo
   python tools/prepare_datasets.py --dataset refcoco refcoco+ --root datasets"""
@@ -67,11 +66,14 @@ def report(root: Path, headers: list[dict[str, Any]]) -> str:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    from utils.data.refer import DATASETS
+
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", nargs="+", required=True, help=f"any of {', '.join(KNOWN)}")
-    parser.add_argument("--root", type=Path, default=Path("datasets"), help="default: %(default)s")
+    names = ", ".join(DATASETS)
+    parser.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help=names)
+    parser.add_argument("--root", type=Path, default=Path("datasets"), help="folder (%(default)s)")
     parser.add_argument("--force", action="store_true", help="redo what is already done")
     return parser.parse_args(argv)
 

@@ -132,6 +132,10 @@ class ReferDataset(Dataset):
         record = self._record(index)
         return self._read_image(record), decode_mask(record)
 
+    def truth(self, index: int) -> np.ndarray:
+        """The mask of ``original`` alone, without reading the image: bool (H, W)."""
+        return decode_mask(self._record(index))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, mask = self.original(index)
         square, box = letterbox_image(image, self.image_size)

@@ -120,7 +120,7 @@ def make_scene(
     if num_objects is not None and not 1 <= num_objects <= max(NUM_OBJECTS):
         raise ValueError(f"num_objects is {num_objects}; a scene holds 1 to {max(NUM_OBJECTS)}")
     draws = _uniforms(rng)
-    count = num_objects or _pick_count(next(draws))
+    count = _pick_count(next(draws)) if num_objects is None else num_objects
     while True:
         objects = _place_objects(draws, count, height, width)
         if objects is not None:

@@ -1,0 +1,176 @@
+"""Samples: what they hold, which sentence they choose, and that workers change nothing."""
+
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from utils.data.dataset import ReferDataset
+from utils.data.store import close_images, store_path
+from utils.data.tokenizer import tokenize
+from utils.data.transforms import restore_logits
+
+SIZE = 96
+
+
+@pytest.fixture
+def train(demo_root: Path) -> ReferDataset:
+    return ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_words=17, seed=5)
+
+
+@pytest.fixture
+def val(demo_root: Path) -> ReferDataset:
+    return ReferDataset(demo_root, "demo", "val", image_size=SIZE, all_sentences=True)
+
+
+def load(dataset: ReferDataset, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
+    return iter(DataLoader(dataset, batch_size=16, **options))
+
+
+def test_items_have_the_promised_types(train: ReferDataset) -> None:
+    item = train[3]
+    assert item["image"].shape == (3, SIZE, SIZE) and item["image"].dtype == torch.uint8
+    assert item["image"].is_contiguous()
+    assert item["ids"].shape == (17,) and item["ids"].dtype == torch.int64
+    assert item["mask"].shape == (SIZE, SIZE) and item["mask"].dtype == torch.uint8
+    assert item["index"] == 3
+    assert set(item["mask"].unique().tolist()) == {0, 1}
+    batch = next(load(train))
+    assert batch["image"].shape == (16, 3, SIZE, SIZE)
+    assert batch["index"].tolist() == list(range(16))
+
+
+def test_lengths_come_from_the_data(train: ReferDataset, val: ReferDataset) -> None:
+    splits = train.store.header["splits"]
+    assert len(train) == splits["train"]["refs"]
+    assert len(val) == splits["val"]["sentences"]
+    assert val.max_words == 17
+    assert train.fingerprint == train.store.header["fingerprint"]
+    with pytest.raises(IndexError):
+        val[len(val)]
+
+
+def test_evaluation_holds_every_sentence_once(val: ReferDataset) -> None:
+    expected = [
+        (record["ref_id"], sentence_id, text)
+        for record in val.store.references("val")
+        for sentence_id, text in record["sentences"]
+    ]
+    samples = [val.info(index) for index in range(len(val))]
+    assert [(s.ref_id, s.sentence_id, s.sentence) for s in samples] == expected
+    for index in (0, len(val) - 1):
+        torch.testing.assert_close(val[index]["ids"], tokenize(expected[index][2], 17)[0][0])
+        assert samples[index].num_tokens == int((val[index]["ids"] > 0).sum())
+
+
+def test_the_sentence_depends_on_seed_epoch_and_sample(
+    demo_root: Path, train: ReferDataset
+) -> None:
+    def chosen(dataset: ReferDataset, epoch: int) -> list[int]:
+        dataset.set_epoch(epoch)
+        return [dataset.info(index).sentence_id for index in range(len(dataset))]
+
+    other = ReferDataset(demo_root, "demo", "train", image_size=32, max_words=9, seed=5)
+    assert chosen(train, 2) == chosen(other, 2)
+    assert chosen(train, 2) != chosen(train, 3)
+    reseeded = ReferDataset(demo_root, "demo", "train", image_size=SIZE, seed=6)
+    assert chosen(reseeded, 2) != chosen(train, 2)
+    over_epochs = zip(*(chosen(train, epoch) for epoch in range(30)), strict=True)
+    counts = [len(record["sentences"]) for record in train.records]
+    assert [len(set(ids)) for ids in over_epochs] == counts, "every sentence has its turn"
+
+
+def test_tokens_belong_to_the_chosen_sentence(train: ReferDataset) -> None:
+    for epoch in range(3):
+        train.set_epoch(epoch)
+        for index in range(5):
+            expected, _ = tokenize(train.info(index).sentence, 17)
+            torch.testing.assert_close(train[index]["ids"], expected[0])
+
+
+def test_cut_sentences_are_counted(demo_root: Path, train: ReferDataset) -> None:
+    short = ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_words=6)
+    texts = [text for record in short.records for _, text in record["sentences"]]
+    lengths = tokenize(texts, 6)[1]
+    assert short.num_truncated == sum(length > 6 for length in lengths) > 0
+    assert train.num_truncated == 0
+
+
+def test_image_and_mask_stay_together(val: ReferDataset) -> None:
+    for index in range(0, len(val), 17):
+        image, mask = val.original(index)
+        sample, box = val.info(index), val.letterbox(index)
+        assert image.shape == (sample.height, sample.width, 3) and image.dtype == np.uint8
+        assert mask.shape == image.shape[:2] and mask.dtype == bool
+        np.testing.assert_array_equal(val.truth(index), mask)
+        item = val[index]
+        restored = restore_logits(item["mask"].float() - 0.5, box).numpy() > 0
+        assert (restored & mask).sum() / (restored | mask).sum() > 0.9
+        pixels = restore_logits(item["image"][0], box).numpy()
+        assert np.abs(pixels - image[..., 0]).mean() < 8
+
+
+def test_colours_are_red_green_blue(demo_root: Path, val: ReferDataset) -> None:
+    path = demo_root / "demo" / "images" / val.info(0).file_name
+    expected = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(val.original(0)[0], expected)
+
+
+@pytest.mark.parametrize(("method", "num_workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_change_nothing(train: ReferDataset, method: str, num_workers: int) -> None:
+    train.set_epoch(4)
+    expected = list(load(train))  # the parent has the images open when the workers begin
+    found = list(load(train, num_workers=num_workers, multiprocessing_context=method))
+    for one, two in zip(expected, found, strict=True):
+        for key in one:
+            torch.testing.assert_close(one[key], two[key])
+
+
+def test_persistent_workers_see_a_new_epoch(train: ReferDataset) -> None:
+    loader = DataLoader(train, batch_size=64, num_workers=1, persistent_workers=True)
+    for epoch in (1, 2):
+        train.set_epoch(epoch)
+        ids = torch.cat([batch["ids"] for batch in loader])
+        expected = [train.info(index).sentence for index in range(len(train))]
+        torch.testing.assert_close(ids, tokenize(expected, 17)[0])
+
+
+def test_a_pickled_data_set_reads_on(train: ReferDataset) -> None:
+    expected = train[0]["image"]
+    data = pickle.dumps(train)
+    assert len(data) < 200_000, "no image goes along"
+    torch.testing.assert_close(pickle.loads(data)[0]["image"], expected)
+
+
+@pytest.mark.parametrize("damage", ["cut", "swapped"])
+def test_an_unreadable_image_is_named(demo_root: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(demo_root / "lmdb", tmp_path / "lmdb")
+    dataset = ReferDataset(tmp_path, "demo", "train", image_size=SIZE)
+    name, path = dataset.info(0).file_name, store_path(tmp_path, "demo-images")
+    cut = dataset.store.image(name)[:200]
+    other = cv2.imencode(".jpg", np.zeros((8, 9, 3), np.uint8))[1].tobytes()
+    close_images(path)
+    with (
+        lmdb.open(str(path), subdir=False, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(name.encode(), cut if damage == "cut" else other)
+    with pytest.raises(ValueError, match=f"{name} is "):
+        dataset[0]
+
+
+def test_unknown_and_unpacked_data_sets(demo_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="known are demo, refcoco"):
+        ReferDataset(demo_root, "coco", "train", image_size=SIZE)
+    with pytest.raises(ValueError, match="it has train, val, testA, testB"):
+        ReferDataset(demo_root, "demo", "test", image_size=SIZE)
+    with pytest.raises(ValueError, match=r"prepare_datasets\.py --dataset demo --root"):
+        ReferDataset(tmp_path, "demo", "train", image_size=SIZE)
