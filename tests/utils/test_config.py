@@ -1,13 +1,15 @@
 """Reading, checking and writing configurations."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from utils.config import Config, load_config
+from utils.config import TEST_SPLITS, Config, DataConfig, load_config
+from utils.data.refer import DATASETS
 from utils.yaml_files import dump_yaml, parse_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +48,12 @@ def test_base_documents_every_key_with_its_default() -> None:
     assert not undocumented
     # In the order of the schema, so that a written configuration reads like base.yaml.
     assert dump_yaml(parse_yaml(text)) == Config().to_yaml()
+
+
+def test_data_sets_and_splits_are_those_of_the_data_path() -> None:
+    assert DataConfig.model_fields["dataset"].annotation == Literal[*DATASETS]
+    splits = {split for facts in DATASETS.values() for split in facts.splits}
+    assert splits == {"train", "val", *TEST_SPLITS}
 
 
 def test_published_rates() -> None:
