@@ -35,11 +35,11 @@ clean: ## remove the environment and the caches, never data, weights or runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
-	@command -v $(PYTHON) >/dev/null || { \
-	  echo "error: no $(PYTHON) here; install Python 3.11 or later, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c '' 2>/dev/null || { \
+	  echo "error: no working $(PYTHON) here; install Python 3.11 or later, or name it: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), 3.11 or later is needed; try make PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: $(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
