@@ -1,0 +1,39 @@
+"""Every experiment in config/ can be built: names, options and sizes fit one another."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import build_segmenter
+from utils.config import load_config
+from utils.data.refer import dataset_facts
+
+ROOT = Path(__file__).parents[1]
+# base.yaml holds the defaults and names no backbone.
+CONFIGS = sorted(path for path in (ROOT / "config").rglob("*.yaml") if path.name != "base.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "config")))
+def test_config_builds(path: Path) -> None:
+    config = load_config(path)
+    max_words = config.data.max_words or dataset_facts(config.data.dataset).max_words
+    with torch.device("meta"):  # shapes without memory: sizes are what is tested
+        segmenter = build_segmenter(
+            config.model,
+            image_size=config.data.image_size,
+            max_words=max_words,
+            load_weights=False,
+        )
+    groups = segmenter.parameter_groups(
+        lr=config.train.lr, encoder_lr_scale=config.train.encoder_lr_scale
+    )
+    rates = {group["name"]: group["lr"] for group in groups}
+    trains_encoder = bool(config.model.bridges) or config.model.train_positions
+    assert ("encoder" in rates) == trains_encoder and rates["decoder"] == config.train.lr
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "config")))
+def test_config_names_its_own_command(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    assert f"# python train.py --config {name}\n" in path.read_text()
