@@ -1,6 +1,7 @@
 """Contrastive training of the demo's small CLIPs; see ``tools/pretrain_demo_clip.py``."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from model.clip import CLIP, normalize, sizes_of_name, to_openai
-from model.clip.common import STEPS, to_tokens
+from model.clip.common import STEPS, sine_grid, to_tokens
+from model.clip.vit import VisionTransformer
 from utils.data.demo import STYLES
 from utils.data.pretraining import PretrainingBatches
 from utils.data.tokenizer import tokenize
@@ -37,6 +39,7 @@ class Pretraining:
     lr: float
     seed: int
     workers: int
+    attribute_steps: int
     log_interval: int
     eval_interval: int
     device: str
@@ -111,7 +114,7 @@ def competition_loss(cosine: Tensor, owner: Tensor, scale: Tensor) -> Tensor:
 
 
 def initialize(clip: CLIP) -> None:
-    """CLIP's initialisation (Radford et al., 2021): residual branches scaled by depth."""
+    """CLIP's initialisation (Radford et al., 2021), but for the positions of a ViT."""
     for tower in (clip.visual, clip.text):
         for block in getattr(tower, "blocks", []):
             width, depth = block.attention.width, len(tower.blocks)
@@ -121,6 +124,10 @@ def initialize(clip: CLIP) -> None:
             nn.init.normal_(block.attention.branch.out_proj.weight, std=narrow * deep)
             nn.init.normal_(block.mlp.branch.fc1.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.branch.fc2.weight, std=narrow * deep)
+    if isinstance(clip.visual, VisionTransformer):
+        # learned positions take a small ViT thousands of steps to find; sines have the grid at once
+        grid = math.isqrt(len(clip.visual.positions) - 1)
+        clip.visual.positions.data[1:] = 0.5 * sine_grid(grid, clip.visual.positions.shape[1])
     nn.init.normal_(clip.text.token_embed.weight, std=0.02)
     nn.init.normal_(clip.text.proj.weight, std=clip.text.width**-0.5)
 
@@ -191,7 +198,11 @@ def pretrain(options: Pretraining) -> None:
     held_out = PretrainingBatches(stream="held out", batch_size=128, length=4, **common)
     checks = [add_ids(held_out[i], options.device) for i in range(len(held_out))]
     stream = PretrainingBatches(
-        stream="train", batch_size=options.batch_size, length=options.steps, **common
+        stream="train",
+        batch_size=options.batch_size,
+        length=options.steps,
+        attribute_batches=options.attribute_steps,
+        **common,
     )
     started, shown = time.perf_counter(), first
     sums: dict[str, float] = {}

@@ -25,7 +25,10 @@ from model.segmenter import Segmenter
 
 __all__ = ["Segmenter", "build_clip", "build_segmenter"]
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "frozen": FrozenBatchNorm2d,
+    "batch": nn.BatchNorm2d,
+}
 
 
 class ModelConfig(Protocol):

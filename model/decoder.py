@@ -1,13 +1,11 @@
 """The decoder that all methods share: neck, cross-modal transformer, projector (ETRIS, section 3.3)."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clip.clip import CLIP
-from model.clip.common import Attention, to_map, to_tokens, zoom
+from model.clip.common import Attention, sine, sine_grid, to_map, to_tokens, zoom
 from model.encoder import Features
 
 KERNEL = 3  # side of the kernel that a sentence becomes
@@ -142,13 +140,7 @@ class Transformer(nn.Module):
             Layer(dim, heads, feedforward, dropout, text_width) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(dim)
-        places = torch.cat(
-            [
-                sine(grid, dim // 2).expand(grid, -1, -1),  # columns
-                sine(grid, dim // 2)[:, None].expand(-1, grid, -1),  # rows
-            ],
-            dim=2,
-        ).flatten(0, 1)
+        places = sine_grid(grid, dim)
         self.register_buffer("places", places, persistent=False)  # (HW, dim)
         self.register_buffer("order", sine(max_words, text_width), persistent=False)
 
@@ -179,7 +171,9 @@ class Layer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, keys: Tensor, words: Tensor, places: Tensor, keep: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, keys: Tensor, words: Tensor, places: Tensor, keep: Tensor
+    ) -> Tensor:
         y = self.norm1(x)
         query = y + places
         x = x + self.dropout(self.self_norm(self.self_attention(query, query, y)))
@@ -239,10 +233,3 @@ def coordinates(grid: int) -> Tensor:
     line = torch.linspace(-1, 1, grid)
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x, y])[None]
-
-
-def sine(length: int, dim: int) -> Tensor:
-    """Sine positions ``(length, dim)``, sine and cosine interleaved (Vaswani et al., 2017)."""
-    frequency = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
-    angle = torch.arange(length)[:, None] * frequency
-    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)

@@ -11,7 +11,9 @@ from model.clip.common import STAGE_ENDS, STEPS
 class Features(NamedTuple):
     """What the decoder reads."""
 
-    maps: tuple[Tensor, ...]  # image maps (B, C_i, H_i, W_i) of the stages, the last as the tower left it
+    maps: tuple[
+        Tensor, ...
+    ]  # image maps (B, C_i, H_i, W_i) of the stages, the last as the tower left it
     joint: Tensor  # the last map in CLIP's joint space: (B, E, H, W)
     words: Tensor  # (B, L, C)
     sentence: Tensor  # (B, E)

@@ -1,7 +1,7 @@
 """Count what trains and what is frozen in the model of a configuration; needs no weights.
 
-    python tools/parameters.py --config config/etris_rn101.yaml
-    python tools/parameters.py --config config/etris_vitb16.yaml --json
+python tools/parameters.py --config config/etris_rn101.yaml
+python tools/parameters.py --config config/etris_vitb16.yaml --json
 """
 
 import argparse
@@ -55,7 +55,9 @@ def count(config: Any) -> dict[str, Any]:
     for options, bridge in zip(config.model.bridges, segmenter.encoder.bridges, strict=True):
         parts[options["name"]] = size(bridge)
         for stage, module in enumerate(getattr(bridge, "stages", [])):
-            parts[f"{options['name']} stage {options.get('stages', (0, 1, 2))[stage]}"] = size(module)
+            parts[f"{options['name']} stage {options.get('stages', (0, 1, 2))[stage]}"] = size(
+                module
+            )
     attached = size(segmenter.encoder)
     if decoder.connect is not None:
         parts["connect"] = size(decoder.connect)

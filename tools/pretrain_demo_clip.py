@@ -35,6 +35,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3, help="peak rate of AdamW (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and weights (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="drawing processes (%(default)s)")
+    parser.add_argument(
+        "--attribute-steps",
+        type=int,
+        default=0,
+        help="first steps whose expressions name attributes alone (%(default)s)",
+    )
     parser.add_argument("--log-interval", type=int, default=50, help="steps (%(default)s)")
     parser.add_argument("--eval-interval", type=int, default=500, help="steps (%(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -83,16 +83,17 @@ class Bridger(nn.Module):
 class Stage(nn.Module):
     """The Bridger of one stage; unless it is the last, it also normalises what it hands on."""
 
-    def __init__(
-        self, clip: CLIP, stage: int, *, dim: int, heads: int, dropout: float, last: bool
-    ):
+    def __init__(self, clip: CLIP, stage: int, *, dim: int, heads: int, dropout: float, last: bool):
         super().__init__()
         width, strides = clip.visual.widths[stage], clip.visual.strides
         ratio = strides[stage] / strides[1]  # every stage meets on the middle one's grid
         is_vit = clip.sizes.is_vit
         self.zoom_in = with_norm(zoom(width, dim, ratio), dim, is_vit)
         self.zoom_out = with_norm(zoom(dim, width, 1 / ratio), width, is_vit)
-        self.text_in, self.text_out = nn.Linear(clip.text.width, dim), nn.Linear(dim, clip.text.width)
+        self.text_in, self.text_out = (
+            nn.Linear(clip.text.width, dim),
+            nn.Linear(dim, clip.text.width),
+        )
         kind = Gate if is_vit else Interactor
         options = {} if is_vit else {"dropout": dropout}
         self.image_interactor: nn.Module = kind(dim, heads, **options)

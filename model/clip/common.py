@@ -3,6 +3,7 @@
 Shapes: B batch, C width, P prefix tokens, N tokens, L words, H x W grid.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -158,3 +159,17 @@ def zoom(in_channels: int, out_channels: int, ratio: float) -> nn.Module:
         return nn.ConvTranspose2d(in_channels, out_channels, size, size, bias=False)
     size = round(1 / ratio)
     return nn.Conv2d(in_channels, out_channels, size, size, bias=False)
+
+
+def sine(length: int, dim: int) -> Tensor:
+    """Sine positions ``(length, dim)``, sine and cosine interleaved (Vaswani et al., 2017)."""
+    frequency = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
+    angle = torch.arange(length)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+def sine_grid(grid: int, dim: int) -> Tensor:
+    """Sine positions of a square grid ``(grid grid, dim)``: half the width for x, half for y."""
+    line = sine(grid, dim // 2)
+    columns, rows = line.expand(grid, -1, -1), line[:, None].expand(-1, grid, -1)
+    return torch.cat([columns, rows], dim=2).flatten(0, 1)

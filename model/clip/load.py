@@ -33,7 +33,9 @@ def vit(width: int, depth: int, patch: int, grid: int, embed_dim: int, text_widt
     )
 
 
-def resnet(width: int, depths: tuple[int, ...], grid: int, embed_dim: int, text_width: int) -> Sizes:
+def resnet(
+    width: int, depths: tuple[int, ...], grid: int, embed_dim: int, text_width: int
+) -> Sizes:
     return Sizes(
         embed_dim=embed_dim,
         image_width=width,
@@ -234,7 +236,9 @@ def to_openai(clip: CLIP) -> State:
             if match_qkv := re.fullmatch(r"attention\.branch\.([qkv])_proj\.(\w+)", name):
                 if match_qkv[1] == "q":
                     names = [key.replace("q_proj", f"{p}_proj") for p in "qkv"]
-                    state[f"{block}.attn.in_proj_{match_qkv[2]}"] = torch.cat([ours[n] for n in names])
+                    state[f"{block}.attn.in_proj_{match_qkv[2]}"] = torch.cat(
+                        [ours[n] for n in names]
+                    )
                 continue
             theirs, mine = next(pair for pair in BLOCK if name.startswith(f"{pair[1]}."))
             state[f"{block}.{theirs}{name.removeprefix(mine)}"] = value

@@ -31,12 +31,23 @@ class PretrainingBatches(Dataset):
         captions, expressions: lists of B and T texts;
         owner: int64 (T,), the scene that an expression is about;
         target: bool (T, S, S), what is seen of the object that it singles out;
-        style: int64 (T,), its place in ``STYLES``;
+        style: int64 (T,), its place in ``STYLES``; attributes alone in the first
+            ``attribute_batches``;
         unrelated: bool (B, T), False where an expression happens to be true of another's scene.
     """
 
-    def __init__(self, *, stream: str, seed: int, batch_size: int, image_size: int, length: int):
+    def __init__(
+        self,
+        *,
+        stream: str,
+        seed: int,
+        batch_size: int,
+        image_size: int,
+        length: int,
+        attribute_batches: int = 0,
+    ):
         self.stream, self.seed, self.length = SCENES[stream], seed, length
+        self.attribute_batches = attribute_batches
         self.batch_size, self.image_size = batch_size, image_size
 
     def __len__(self) -> int:
@@ -45,11 +56,12 @@ class PretrainingBatches(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor | list[str]]:
         rng = np.random.default_rng([self.stream, self.seed, index])
         scenes = [self.draw_scene(rng) for _ in range(self.batch_size)]
+        styles = (1, 0, 0) if index < self.attribute_batches else STYLE_SHARES
         texts, owner, target, style = [], [], [], []
         for number, scene in enumerate(scenes):
             masks = visible_masks(scene)
             for position in range(len(scene.objects)):
-                text, kind = draw_text(rng, scene, position)
+                text, kind = draw_text(rng, scene, position, styles)
                 texts.append(text)
                 owner.append(number)
                 target.append(self.pad(masks[position].astype(np.uint8), 0).astype(bool))
@@ -81,9 +93,11 @@ class PretrainingBatches(Dataset):
         return square
 
 
-def draw_text(rng: np.random.Generator, scene: Scene, position: int) -> tuple[str, int]:
+def draw_text(
+    rng: np.random.Generator, scene: Scene, position: int, shares: tuple[float, ...]
+) -> tuple[str, int]:
     """An expression that singles out one object, and its style; attributes where no other fits."""
-    style = int(rng.choice(len(STYLES), p=STYLE_SHARES))
+    style = int(rng.choice(len(STYLES), p=shares))
     text = draw_expression(rng, scene, position, STYLES[style])
     if text is None:
         style, text = 0, draw_expression(rng, scene, position, STYLES[0])
