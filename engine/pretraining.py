@@ -58,7 +58,7 @@ class Contrast(nn.Module):
         initialize(self.clip)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images -> unit embeddings of each image ``(B, E)`` and its patches ``(B, P, E)``."""
+        """uint8 images -> unit embeddings of images ``(B, E)`` and their patches ``(B, P, E)``."""
         hidden = self.clip.visual.embed(normalize(image))
         for step in range(STEPS):
             hidden = self.clip.visual.run(step, hidden)
@@ -116,8 +116,9 @@ def competition_loss(cosine: Tensor, owner: Tensor, scale: Tensor) -> Tensor:
 def initialize(clip: CLIP) -> None:
     """CLIP's initialisation (Radford et al., 2021), but for the positions of a ViT."""
     for tower in (clip.visual, clip.text):
-        for block in getattr(tower, "blocks", []):
-            width, depth = block.attention.width, len(tower.blocks)
+        blocks = getattr(tower, "blocks", [])
+        for block in blocks:
+            width, depth = block.attention.width, len(blocks)
             narrow, deep = width**-0.5, (2 * depth) ** -0.5
             for name in ("q_proj", "k_proj", "v_proj"):
                 nn.init.normal_(getattr(block.attention.branch, name).weight, std=narrow)
@@ -183,7 +184,7 @@ def rate(step: int, steps: int, warmup: int = 300) -> float:
 def pretrain(options: Pretraining) -> None:
     """Train, log and write the weights in OpenAI's layout, in float16; continue an earlier run."""
     torch.manual_seed(options.seed)
-    model = Contrast(options.name).to(options.device, memory_format=torch.channels_last)
+    model = Contrast(options.name).to(options.device).to(memory_format=torch.channels_last)
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
@@ -220,7 +221,8 @@ def pretrain(options: Pretraining) -> None:
         done = step + 1
         if done % options.log_interval == 0 or done == options.steps:
             seconds = time.perf_counter() - started
-            row = {"step": done, **{k: round(v / (done - shown), 4) for k, v in sums.items()}}
+            row: dict[str, Any] = {"step": done}
+            row |= {key: round(value / (done - shown), 4) for key, value in sums.items()}
             row["scenes_per_second"] = round((done - shown) * options.batch_size / seconds, 1)
             if done % options.eval_interval == 0 or done == options.steps:
                 row["pointing"] = pointing_accuracy(model, checks)

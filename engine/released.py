@@ -98,7 +98,9 @@ def load_released(segmenter: Segmenter, released: State, source: str) -> None:
     Raises:
         ValueError: naming keys that are unknown, missing or of another shape.
     """
-    backbone, state, unknown = {}, {}, []
+    backbone: State = {}
+    state: State = {}
+    unknown: list[str] = []
     wanted = segmenter.state_dict()
     for key, value in released.items():
         value = value.float() if value.is_floating_point() else value

@@ -1,12 +1,11 @@
-"""The decoder that all methods share: neck, cross-modal transformer, projector (ETRIS, section 3.3)."""
+"""The decoder of all methods: neck, cross-modal transformer, projector (ETRIS, section 3.3)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clip.clip import CLIP
-from model.clip.common import Attention, sine, sine_grid, to_map, to_tokens, zoom
-from model.encoder import Features
+from model.clip.common import Attention, Features, sine, sine_grid, to_map, to_tokens, zoom
 
 KERNEL = 3  # side of the kernel that a sentence becomes
 
@@ -67,7 +66,7 @@ class Decoder(nn.Module):
 
 
 class Connect(nn.Sequential):
-    """``BatchNorm(conv(x))`` from a ResNet's last map to the joint space, beside the attention pool.
+    """``BatchNorm(conv(x))`` from a ResNet's last map to the joint space, beside attention pool.
 
     From CRIS (Wang et al., 2022); CLIP does not have it, so it trains with the decoder.
     """
@@ -80,10 +79,12 @@ class Connect(nn.Sequential):
 class Neck(nn.Module):
     """Hierarchical alignment (eq. 6-7): gated by the sentence, brought to one grid, and fused.
 
-    The published module attends from every cell to the one sentence token; a softmax over one key is
-    1, so that its query and key weights never act.  What is left is the gate
+    The published module attends from every cell to the one sentence token; a softmax over one key
+    is 1, so that its query and key weights never act.  What is left is the gate
     ``x * out(value(sentence))``, and that is what stands here.
     """
+
+    coordinates: Tensor  # (1, 2, grid, grid)
 
     def __init__(self, clip: CLIP, *, grid: int, dim: int, project_sentence: bool):
         super().__init__()
@@ -123,6 +124,9 @@ class Transformer(nn.Module):
     As released, the words are attended to, not the sentence as eq. 8 says.
     """
 
+    places: Tensor  # (HW, dim)
+    order: Tensor  # (max_words, text_width)
+
     def __init__(
         self,
         text_width: int,
@@ -140,8 +144,7 @@ class Transformer(nn.Module):
             Layer(dim, heads, feedforward, dropout, text_width) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(dim)
-        places = sine_grid(grid, dim)
-        self.register_buffer("places", places, persistent=False)  # (HW, dim)
+        self.register_buffer("places", sine_grid(grid, dim), persistent=False)
         self.register_buffer("order", sine(max_words, text_width), persistent=False)
 
     def forward(self, x: Tensor, words: Tensor, keep: Tensor) -> Tensor:
@@ -154,7 +157,7 @@ class Transformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention to the words, feed-forward; each pre-norm, attention also post."""
+    """Self-attention, attention to the words, feed-forward; all pre-norm, attention also post."""
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, text_width: int):
         super().__init__()
@@ -183,7 +186,7 @@ class Layer(nn.Module):
 
 
 class Projector(nn.Module):
-    """Eq. 9: the map, four times as fine, convolved with the kernel that its own sentence becomes."""
+    """Eq. 9: the map, four times as fine, convolved with the kernel its own sentence becomes."""
 
     def __init__(self, dim: int, sentence_width: int):
         super().__init__()

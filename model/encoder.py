@@ -1,22 +1,12 @@
 """The two frozen towers in step, with the bridges between them."""
 
-from typing import NamedTuple
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from model.bridges import Bridge
 from model.clip.clip import CLIP
-from model.clip.common import STAGE_ENDS, STEPS
-
-
-class Features(NamedTuple):
-    """What the decoder reads."""
-
-    maps: tuple[
-        Tensor, ...
-    ]  # image maps (B, C_i, H_i, W_i) of the stages, the last as the tower left it
-    joint: Tensor  # the last map in CLIP's joint space: (B, E, H, W)
-    words: Tensor  # (B, L, C)
-    sentence: Tensor  # (B, E)
+from model.clip.common import STAGE_ENDS, STEPS, Features
 
 
 class Encoder(nn.Module):
@@ -30,12 +20,14 @@ class Encoder(nn.Module):
         """Normalised image ``(B, 3, S, S)`` and token ids ``(B, L)`` -> features."""
         visual, text = self.clip.visual, self.clip.text
         v, t = visual.embed(image), text.embed(ids)
-        for bridge in self.bridges:
+        bridges = [cast(Bridge, bridge) for bridge in self.bridges]
+        for bridge in bridges:
             v, t = bridge.enter(v, t)
-        maps, carry = [], [None] * len(self.bridges)
+        maps: list[Tensor] = []
+        carry: list[Any] = [None] * len(bridges)
         for step in range(STEPS):
             v, t = visual.run(step, v), text.run(step, t)
-            for i, bridge in enumerate(self.bridges):
+            for i, bridge in enumerate(bridges):
                 v, t, carry[i] = bridge.after(step, v, t, carry[i])
             if step in STAGE_ENDS:
                 maps.append(v.x)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def text_to_pixel_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean over pixels of ``-log s(z)`` in the target and ``-log(1 - s(z))`` outside, s the sigmoid.
+    """Mean over pixels of ``-log s(z)`` in the target, ``-log(1 - s(z))`` outside; s: sigmoid.
 
     The logit ``z`` of a pixel is the product of its feature with the sentence's, so the loss pulls
     the pixels of the target to the sentence and pushes all others away.
@@ -15,5 +15,6 @@ def text_to_pixel_loss(logits: Tensor, mask: Tensor) -> Tensor:
         mask: (B, H, W) of 0 and 1 at a multiple of that size; a cell of the logits belongs to the
             target if at least half of it does.
     """
-    target = F.adaptive_avg_pool2d(mask[:, None].float(), logits.shape[2:]) >= 0.5
+    height, width = logits.shape[2:]
+    target = F.adaptive_avg_pool2d(mask[:, None].float(), (height, width)) >= 0.5
     return F.binary_cross_entropy_with_logits(logits.float(), target.float())

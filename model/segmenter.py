@@ -69,7 +69,7 @@ class Segmenter(nn.Module):
         self.load_state_dict(state, strict=False)
 
     def parameter_groups(self, *, lr: float, encoder_lr_scale: float) -> list[dict[str, Any]]:
-        """What trains, as groups for an optimizer, each with its rate; empty groups are left out."""
+        """What trains, as an optimizer's groups, each with its rate; empty groups are left out."""
         rates = {"encoder": lr * encoder_lr_scale, "decoder": lr}
         groups = []
         for name, rate in rates.items():

@@ -2,8 +2,8 @@
 
     python tools/pretrain_demo_clip.py --name demo-vit --steps 20000
 
-No mask is ever seen in training. A batch holds scenes that are in no demo data set, a caption of each
-whole scene, and expressions that single out its objects. Three contrastive losses are summed:
+No mask is ever seen in training. A batch holds scenes that are in no demo data set, a caption of
+each whole scene, and expressions that single out its objects. Three contrastive losses are summed:
 
 1. CLIP's own (Radford et al., 2021), between pooled images and whole-scene captions;
 2. the same between expressions and images, where the similarity of a pair is that of its best

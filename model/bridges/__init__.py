@@ -1,15 +1,28 @@
-"""What trains between the two towers: one file per method.
+"""What trains between the two towers: one file per method."""
 
-A bridge is an ``nn.Module`` built as ``Bridge(clip, *, options)`` with two methods:
+from collections.abc import Callable
+from typing import Any, Protocol
 
-``enter(image, text) -> (image, text)``
-    before the first block;
-``after(step, image, text, carry) -> (image, text, carry)``
-    after each of the twelve steps; ``carry`` is None at first and then what the last call returned.
+from torch import nn
 
-Both get and return the towers' :class:`model.clip.common.Hidden`.
-"""
+from model.clip.common import Hidden
 
 from .bridger import Bridger
 
-BRIDGES = {"bridger": Bridger}
+BRIDGES: dict[str, Callable[..., nn.Module]] = {"bridger": Bridger}
+
+
+class Bridge(Protocol):
+    """An ``nn.Module`` built as ``Name(clip, *, options)`` that has these two methods."""
+
+    def enter(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
+        """What the towers hold before the first block -> what they go on with."""
+
+    def after(
+        self, step: int, image: Hidden, text: Hidden, carry: Any
+    ) -> tuple[Hidden, Hidden, Any]:
+        """The same after each of the twelve steps.
+
+        ``carry`` is None at first and then what the last call returned, so that nothing is parked
+        on the module.
+        """

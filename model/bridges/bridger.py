@@ -1,4 +1,7 @@
-"""Bridger (ETRIS, ICCV 2023, section 3.2): the two frozen towers exchange what they see, stage by stage."""
+"""Bridger (ETRIS, ICCV 2023, section 3.2).
+
+The two frozen towers exchange what they see, stage by stage.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -68,16 +71,21 @@ class Bridger(nn.Module):
         if step not in self.positions:
             return image, text, carry
         position = self.positions[step]
-        stage = self.stages[position]
+        stage = self.stage(position)
         narrow_image, words = stage.zoom_in(image.x), stage.text_in(text.x)
         grid = narrow_image.shape[2:]
         patches = to_tokens(narrow_image)  # (B, hw, dim)
         if carry is not None:
-            patches, words = self.stages[carry.position].merge(patches, words, carry)
+            patches, words = self.stage(carry.position).merge(patches, words, carry)
         image_change, text_change = stage(patches, words, grid)
         image = image._replace(x=image.x + image_change)
         text = text._replace(x=text.x + text_change)
         return image, text, Carry(patches, words, position)
+
+    def stage(self, position: int) -> "Stage":
+        stage = self.stages[position]
+        assert isinstance(stage, Stage)
+        return stage
 
 
 class Stage(nn.Module):
@@ -94,10 +102,10 @@ class Stage(nn.Module):
             nn.Linear(clip.text.width, dim),
             nn.Linear(dim, clip.text.width),
         )
-        kind = Gate if is_vit else Interactor
-        options = {} if is_vit else {"dropout": dropout}
-        self.image_interactor: nn.Module = kind(dim, heads, **options)
-        self.text_interactor: nn.Module = kind(dim, heads, **options)
+        self.image_interactor, self.text_interactor = (
+            Gate(dim, heads) if is_vit else Interactor(dim, heads, dropout=dropout)
+            for _ in range(2)
+        )
         if not last:
             self.image_norm, self.text_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         initialize(self)
@@ -145,7 +153,7 @@ class Interactor(nn.Module):
 
 
 def with_norm(convolution: nn.Module, channels: int, norm: bool) -> nn.Module:
-    """The zoom layer of a ViT adds BatchNorm and ReLU; that of a ResNet is the convolution alone."""
+    """The zoom layer of a ViT adds BatchNorm and ReLU, that of a ResNet is a convolution alone."""
     if not norm:
         return convolution
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())

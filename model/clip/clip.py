@@ -18,8 +18,9 @@ HEAD_WIDTH = 64  # OpenAI's checkpoints don't hold the number of heads; all of t
 class Sizes:
     """What fixes the shape of every weight of a CLIP in OpenAI's layout.
 
-    ``depths`` has one number for a ViT and four for a ResNet; ``patch`` is 0 for a ResNet.  ``grid``
-    and ``context`` are what the weights were trained with; a model may be built for others.
+    ``depths`` has one number for a ViT and four for a ResNet; ``patch`` is 0 for a ResNet.
+    ``grid`` and ``context`` are what the weights were trained with; a model may be built for
+    others.
     """
 
     embed_dim: int
@@ -106,9 +107,9 @@ class CLIP(nn.Module):
     def freeze(self, *, train_positions: bool = False) -> None:
         """Call before anything is attached: what is here now is frozen, what comes later trains.
 
-        ``train_positions`` leaves the positional embeddings of both towers out, as the released ETRIS
-        code does.  The statistics of a ``nn.BatchNorm2d`` move in training and so count as not
-        frozen; those of the default ``FrozenBatchNorm2d`` never move.
+        ``train_positions`` leaves the positional embeddings of both towers out, as the released
+        ETRIS code does.  The statistics of a ``nn.BatchNorm2d`` move in training and so count as
+        not frozen; those of the default ``FrozenBatchNorm2d`` never move.
         """
         self.requires_grad_(False)
         moving = set()
@@ -157,7 +158,7 @@ def check(sizes: Sizes, image_size: int, max_words: int) -> None:
 
 
 def normalize(image: Tensor) -> Tensor:
-    """RGB ``(B, 3, H, W)`` in 0..255 -> CLIP's input: scaled to 0..1, less its mean, by its deviation."""
+    """RGB ``(B, 3, H, W)`` in 0..255 -> CLIP's input: scaled to 0..1, less mean, by deviation."""
     mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
     std = torch.tensor(STD, device=image.device).view(3, 1, 1)
     return (image.float() / 255 - mean) / std

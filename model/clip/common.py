@@ -21,6 +21,15 @@ class Hidden(NamedTuple):
     prefix: Tensor | None  # tokens in front of it, e.g. the class token: (B, P, C); None: no tokens
 
 
+class Features(NamedTuple):
+    """What the decoder reads."""
+
+    maps: tuple[Tensor, ...]  # image map (B, C_i, H_i, W_i) after each stage, as the tower left it
+    joint: Tensor  # the last map in CLIP's joint space: (B, E, H, W)
+    words: Tensor  # (B, L, C)
+    sentence: Tensor  # (B, E)
+
+
 class Residual(nn.Module):
     """``join(x, y) = shortcut(x) + after(y)``: a sum of two paths, each with a slot for an adapter.
 
@@ -152,7 +161,8 @@ def to_tokens(x: Tensor) -> Tensor:
 def zoom(in_channels: int, out_channels: int, ratio: float) -> nn.Module:
     """The convolution without bias that makes a grid ``ratio`` times as fine.
 
-    ``ratio`` 1/2: 2 x 2 with stride 2; 1: 1 x 1; 2: the transposed 2 x 2 with stride 2 (ETRIS, eq. 4).
+    ``ratio`` 1/2: 2 x 2 with stride 2; 1: 1 x 1; 2: the transposed 2 x 2 with stride 2 (ETRIS,
+    eq. 4).
     """
     if ratio > 1:
         size = round(ratio)

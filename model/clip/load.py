@@ -250,10 +250,10 @@ def to_openai(clip: CLIP) -> State:
 
 
 def read_weights(path: str | Path) -> State:
-    """Read a CLIP in OpenAI's layout: a TorchScript archive, a plain state dict or a safetensors file.
+    """Read a CLIP in OpenAI's layout: a TorchScript archive, a state dict or a safetensors file.
 
-    No code of the file is unpickled: TorchScript archives are read by ``torch.jit.load``, all others
-    with ``weights_only=True``.
+    No code of the file is unpickled: TorchScript archives are read by ``torch.jit.load``, all
+    others with ``weights_only=True``.
 
     Raises:
         ValueError: if the file is missing or holds something else.
@@ -278,7 +278,7 @@ def read_weights(path: str | Path) -> State:
 
 
 def file_name(name: str) -> str:
-    """What the weights of a backbone are called in ``pretrain/``: ``ViT-B/16`` -> ``ViT-B-16.pt``."""
+    """What a backbone's weights are called in ``pretrain/``: ``ViT-B/16`` -> ``ViT-B-16.pt``."""
     return f"{name.replace('/', '-')}.pt"
 
 
@@ -320,7 +320,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def agree(name: str, sizes: Sizes, source: str) -> None:
-    """Raise a ``ValueError`` unless the weights of ``source`` have the sizes that ``name`` promises."""
+    """Raise a ``ValueError`` unless the weights of ``source`` have the sizes ``name`` promises."""
     wanted = sizes_of_name(name)
     if sizes == wanted:
         return

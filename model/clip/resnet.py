@@ -1,5 +1,8 @@
-"""CLIP's modified ResNet (Radford et al., 2021, section 2.4): three-convolution stem, average pooling
-before every strided convolution, attention in place of the last average pooling."""
+"""CLIP's modified ResNet (Radford et al., 2021, section 2.4).
+
+Three-convolution stem, average pooling before every strided convolution, attention in place of the
+last average pooling.
+"""
 
 from collections.abc import Callable, Sequence
 

@@ -1,10 +1,10 @@
-"""Stand-in weights for released checkpoints: the same tensor for the same name and shape everywhere.
+"""Stand-in weights for released checkpoints: a name and a shape give the same tensor everywhere.
 
-Released checkpoints are too large to ship, so parity is shown on numbers that anybody can make again:
-``etris_vitb16.npz`` holds what the released ETRIS code computed (float32, CPU, eval mode) with the
-weights that :func:`state_dict` makes, for ``example_image{0,1}.png`` and the sentences "man in red
-shirt on the left" and "the second giraffe from the right behind the fence".  ``keys/MODEL.tsv`` lists
-name, shape and dtype of every entry that the released code saves.
+Released checkpoints are too large to ship, so parity is shown on numbers that anybody can make
+again: ``etris_vitb16.npz`` holds what the released ETRIS code computed (float32, CPU, eval mode)
+with the weights that :func:`state_dict` makes, for ``example_image{0,1}.png`` and the sentences
+"man in red shirt on the left" and "the second giraffe from the right behind the fence".
+``keys/MODEL.tsv`` lists name, shape and dtype of every entry that the released code saves.
 """
 
 import csv

@@ -52,7 +52,7 @@ def test_stages_of_the_bridger(capsys):
     [([0], 0.43), ([1], 0.30), ([2], 1.22), ([0, 1], 0.73), ([1, 2], 1.51), ([0, 1, 2], 1.94)],
 )
 def test_table_4(capsys, stages: list[int], millions: float):
-    """Published: 0.43, 0.29, 1.22, 0.72, 1.51, 1.94 M (0.2977 and 0.7267 M are cut, not rounded)."""
+    """Published: 0.43, 0.29, 1.22, 0.72, 1.51, 1.94 M (0.2977 and 0.7267 are cut, not rounded)."""
     attached = counts(capsys, "etris_rn101", f"model.bridges.0.stages={stages}")["attached"]
     assert round(attached / 1e6, 2) == millions
 
