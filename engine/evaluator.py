@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from engine.metrics import RULE, Metrics, Record, metrics_from_records
-from engine.precision import autocast, resolve_precision
+from engine.precision import autocast
 from engine.signals import protect_worker
 from model import Segmenter
 from utils.config import Config
@@ -17,6 +17,10 @@ from utils.data.dataset import ReferDataset
 from utils.data.transforms import Letterbox, restore_logits
 from utils.distributed import Processes
 from utils.logging import progress_bar
+
+# Matrix kernels sum in an order that depends on the size of the batch, and bf16 shows it in the
+# second digit of a logit. With one size for all, scores depend on no batch and no set.
+FORWARD_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,11 @@ def evaluate(
 ) -> Result:
     """Score ``segmenter`` on ``dataset``; every process returns the whole result.
 
-    A pixel belongs to the mask if its probability is above ``threshold``. Process ``rank`` scores
-    every ``world_size``-th sentence, none twice, so that neither the number of processes nor
-    ``batch_size`` (of one process) changes what is counted. The segmenter returns in the mode
-    (training or not) it came in.
+    A pixel belongs to the mask if its probability, computed in ``precision`` (fp32, bf16 or fp16),
+    is above ``threshold``. Process ``rank`` scores
+    every ``world_size``-th sentence, none twice, ``batch_size`` fetched at a time; neither number
+    changes any score. The segmenter returns in the mode (training or not) it came in.
     """
-    precision = resolve_precision(precision, processes.device)
     indices = range(processes.rank, len(dataset), processes.world_size)
     loader = DataLoader(
         _Cases(dataset, indices),
@@ -90,13 +93,20 @@ def predict_logits(
     """Logits ``(H, W)`` at each picture's own size, float32, on ``device``.
 
     ``image (B, 3, S, S)`` letterboxed uint8, ``ids (B, L)``. The one path from pixels to a mask:
-    scoring, pictures and ``predict.py`` all take it.
+    scoring, pictures and ``predict.py`` all take it, and it gives a sample the same logits to the
+    last bit whatever it is batched with.
     """
     image, ids = image.to(device, non_blocking=True), ids.to(device, non_blocking=True)
-    with autocast(precision, device):
-        logits, _ = segmenter(image, ids)  # (B, 1, h, w)
-    pairs = zip(logits.float(), letterboxes, strict=True)
-    return [restore_logits(one, letterbox) for one, letterbox in pairs]
+    restored: list[Tensor] = []
+    for start in range(0, len(letterboxes), FORWARD_SIZE):
+        part = letterboxes[start : start + FORWARD_SIZE]
+        # The last sample fills what is missing: a pass of another size rounds otherwise.
+        rows = torch.arange(start, start + FORWARD_SIZE, device=device).clamp(max=len(ids) - 1)
+        with autocast(precision, device):
+            logits, _ = segmenter(image[rows], ids[rows])  # (FORWARD_SIZE, 1, h, w)
+        pairs = zip(logits[: len(part)].float(), part, strict=True)
+        restored += [restore_logits(one, letterbox) for one, letterbox in pairs]
+    return restored
 
 
 def found(logits: Tensor, threshold: float) -> Tensor:
@@ -110,6 +120,7 @@ def protocol(config: Config, dataset: ReferDataset, *, precision: str) -> dict[s
         "image_size": config.data.image_size,
         "resize": "letterbox to a square; logits to the original pixels by one bilinear resampling",
         "threshold": config.eval.threshold,
+        "samples_per_forward_pass": FORWARD_SIZE,
         "comparison": "sigmoid(logit) > threshold, at the original size",
         "sentences": "every sentence of every reference, once",
         "max_words": dataset.max_words,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+CPU_LISTING = Path("/proc/cpuinfo")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # x86 and Arm names of matrix products of bfloat16 in hardware; without them bf16 is slower.
 FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
@@ -37,10 +38,9 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 def _cpu_flags() -> set[str]:
     # torch.cpu names these in newer releases only; the kernel's list is the same on every one.
-    listing = Path("/proc/cpuinfo")
-    if not listing.exists():
+    if not CPU_LISTING.exists():
         return set()
-    lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = CPU_LISTING.read_text(encoding="utf-8", errors="replace").splitlines()
     flags = (
         line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))
     )

@@ -38,28 +38,26 @@ def find(
     max_words = config.data.max_words or dataset_facts(config.data.dataset).max_words
     segmenter = load_segmenter(config, checkpoint, max_words).to(device).eval()
     square, letterbox = letterbox_image(image, config.data.image_size)
-    pixels = torch.from_numpy(square).permute(2, 0, 1)[None]  # (1, 3, S, S)
+    pixels = torch.from_numpy(square).permute(2, 0, 1)  # (3, S, S)
     ids, lengths = tokenize(texts, max_words)
+    logits = predict_logits(
+        segmenter,
+        pixels.expand(len(texts), -1, -1, -1),
+        ids,
+        [letterbox] * len(texts),
+        precision=resolve_precision(config.train.precision, device),
+        device=device,
+    )
     output.mkdir(parents=True, exist_ok=True)
-    lines, maps = [], []
-    for number, text in enumerate(texts, 1):
-        (logits,) = predict_logits(
-            segmenter,
-            pixels,
-            ids[number - 1 : number],
-            [letterbox],
-            precision=resolve_precision(config.train.precision, device),
-            device=device,
-        )
-        mask = found(logits, config.eval.threshold).cpu().numpy()
+    lines = []
+    for number, (text, length) in enumerate(zip(texts, lengths, strict=True), 1):
+        mask = found(logits[number - 1], config.eval.threshold).cpu().numpy()
         write_image(output / f"{number}-mask.png", mask.astype(np.uint8) * 255)
         write_image(output / f"{number}-overlay.png", overlay(image, mask))
-        maps.append(logits.cpu().numpy())
-        cut = lengths[number - 1] > max_words
-        note = f"  (cut to {max_words} tokens)" if cut else ""
+        note = f"  (cut to {max_words} tokens)" if length > max_words else ""
         lines.append(f"{output / f'{number}-mask.png'}  {text!r}: {describe(mask)}{note}")
     if logits_path is not None:
-        _write_array(logits_path, np.stack(maps))
+        _write_array(logits_path, torch.stack(logits).cpu().numpy())
     return "\n".join(lines)
 
 

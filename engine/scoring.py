@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from loguru import logger
 
 from engine.checkpoint import load_segmenter, read_metadata
 from engine.evaluator import Result, evaluate, found, predict_logits, protocol
+from engine.metrics import Record
 from engine.pictures import Case, contact_sheet, write_image
 from engine.precision import resolve_precision
 from engine.provenance import provenance
@@ -33,6 +35,11 @@ class Scoring:
     output: Path
     processes: Processes
     num_pictures: int
+
+    @property
+    def precision(self) -> str:
+        """The number format of the forward passes, that of training on this device."""
+        return resolve_precision(self.config.train.precision, self.processes.device)
 
     def run(self, splits: list[str]) -> str:
         """Score ``splits`` (empty: all but train), write the files, return the table.
@@ -61,8 +68,8 @@ class Scoring:
             segmenter,
             dataset,
             threshold=self.config.eval.threshold,
-            batch_size=max(1, self.config.eval.batch_size // self.processes.world_size),
-            precision=self.config.train.precision,
+            batch_size=self.config.eval.batch_size,
+            precision=self.precision,
             processes=self.processes,
             workers=self.config.data.workers,
         )
@@ -93,32 +100,36 @@ class Scoring:
             "worst": ranked[max(num, len(ranked) - num) :][::-1],
             "random": [others[position] for position in sorted(chosen)],
         }
-        precision = resolve_precision(self.config.train.precision, self.processes.device)
-        cases: dict[str, list[Case]] = {}
-        for name, records in groups.items():
-            cases[name] = []
-            for record in records:
-                image, truth = dataset.original(record.index)
-                item = dataset[record.index]
-                (logits,) = predict_logits(
-                    segmenter,
-                    item["image"][None],
-                    item["ids"][None],
-                    [dataset.letterbox(record.index)],
-                    precision=precision,
-                    device=self.processes.device,
-                )
-                prediction = found(logits, self.config.eval.threshold).cpu().numpy()
-                cases[name].append(Case(image, truth, prediction, record.sentence, record.iou))
+        cases = {name: self._cases(segmenter, dataset, rows) for name, rows in groups.items()}
         return contact_sheet({name: group for name, group in cases.items() if group})
 
+    def _cases(
+        self, segmenter: Segmenter, dataset: ReferDataset, records: list[Record]
+    ) -> list[Case]:
+        """Each record with its picture, its truth and, computed again, its prediction."""
+        if not records:
+            return []
+        items = [dataset[record.index] for record in records]
+        logits = predict_logits(
+            segmenter,
+            torch.stack([item["image"] for item in items]),
+            torch.stack([item["ids"] for item in items]),
+            [dataset.letterbox(record.index) for record in records],
+            precision=self.precision,
+            device=self.processes.device,
+        )
+        masks = [found(one, self.config.eval.threshold).cpu().numpy() for one in logits]
+        return [
+            Case(*dataset.original(record.index), mask, record.sentence, record.iou)
+            for record, mask in zip(records, masks, strict=True)
+        ]
+
     def _results(self, scores: dict[str, Any], dataset: ReferDataset) -> dict[str, Any]:
-        precision = resolve_precision(self.config.train.precision, self.processes.device)
         metadata = read_metadata(self.checkpoint)
         trained = {key: value for key, value in metadata.items() if key != "config"}
         return {
             "splits": scores,
-            "protocol": protocol(self.config, dataset, precision=precision),
+            "protocol": protocol(self.config, dataset, precision=self.precision),
             "data": {"dataset": self.config.data.dataset, "fingerprint": dataset.fingerprint},
             "checkpoint": {
                 "file": self.checkpoint.name,

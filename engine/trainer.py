@@ -125,7 +125,7 @@ class Trainer:
         is_due = self._is_over() or self.step % self.eval_interval == 0
         must_score = is_due and self.scored_step < self.step
         must_save = must_score or bool(self._signal) or self._save_is_due
-        must_log = self.step % self.config.run.log_interval == 0
+        must_log = self._is_over() or self.step % self.config.run.log_interval == 0
         # Checking waits for the device, so a GPU runs ahead in between.
         if must_log or must_save or self.processes.device.type == "cpu":
             self._check()
@@ -210,7 +210,7 @@ class Trainer:
             self.segmenter,
             self.val_set,
             threshold=options.threshold,
-            batch_size=max(1, options.batch_size // self.processes.world_size),
+            batch_size=options.batch_size,
             precision=self.update.precision,
             processes=self.processes,
             workers=self.config.data.workers,
