@@ -1,4 +1,4 @@
-"""A tiny segmenter and a tiny data set with the faces of the real ones, for quick tests."""
+"""A fake segmenter and a fake data set with the faces of the real ones, for quick tests."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 SIZE = 16
 
 
-class TinySet(Dataset):
+class FakeSet(Dataset):
     """Random pictures of many shapes with a box each; the sentence depends on the epoch."""
 
     fingerprint = "f" * 64
@@ -65,7 +65,7 @@ class TinySet(Dataset):
         }
 
 
-class TinySegmenter(nn.Module):
+class FakeSegmenter(nn.Module):
     """A frozen convolution, words added, dropout, and a trained convolution."""
 
     backbone = {"name": "tiny", "weights": None, "sha256": "0" * 64}  # noqa: RUF012
@@ -104,7 +104,7 @@ class TinySegmenter(nn.Module):
         ]
 
 
-def tiny_config(**sections: dict[str, Any]) -> Config:
+def make_config(**sections: dict[str, Any]) -> Config:
     """Batches of 4 of 21 samples: 5 updates an epoch; a row for each, scored every epoch."""
     defaults: dict[str, dict[str, Any]] = {
         "data": {"dataset": "demo", "image_size": SIZE, "workers": 0},
@@ -128,9 +128,9 @@ def make_trainer(
     last = folder / "last.pt"
     torch.manual_seed(config.train.seed)
     return Trainer(
-        TinySegmenter(dropout=dropout, norm=norm),
-        TinySet(),
-        TinySet(9, seed=1),
+        FakeSegmenter(dropout=dropout, norm=norm),
+        FakeSet(),
+        FakeSet(9, seed=1),
         config,
         folder=folder,
         processes=processes,
@@ -145,7 +145,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def config_of() -> Any:
-    return tiny_config
+    return make_config
 
 
 @pytest.fixture
@@ -154,10 +154,10 @@ def trainer_of() -> Any:
 
 
 @pytest.fixture
-def tiny_set() -> Any:
-    return TinySet
+def fake_set() -> Any:
+    return FakeSet
 
 
 @pytest.fixture
-def tiny_segmenter() -> Any:
-    return TinySegmenter
+def fake_segmenter() -> Any:
+    return FakeSegmenter

@@ -13,7 +13,7 @@ import torch
 
 from utils.distributed import start_processes
 
-SCRIPT = Path(__file__).with_name("train_tiny.py")
+SCRIPT = Path(__file__).with_name("train_fake.py")
 
 
 def free_port() -> int:
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two torchrun agents, one for each node, left after ``train_tiny.py``."""
+    """What two torchrun agents, one for each node, left after ``train_fake.py``."""
     folder = tmp_path_factory.mktemp("nodes")
     port, agents = str(free_port()), []
     for node in range(2):

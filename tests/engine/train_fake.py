@@ -1,6 +1,6 @@
-"""What the tests start under torchrun: trains the tiny model of ``conftest.py`` three times.
+"""What the tests start under torchrun: trains the fake model of ``conftest.py`` three times.
 
-python train_tiny.py FOLDER leaves there ``plain``, ``whole`` (dropout and BatchNorm) and ``parts``,
+python train_fake.py FOLDER leaves there ``plain``, ``whole`` (dropout and BatchNorm) and ``parts``,
 which is ``whole`` stopped by a signal that the last process alone gets, and gone on with.
 """
 
@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from conftest import make_trainer, tiny_config
+from conftest import make_config, make_trainer
 
 from engine.signals import Stopped
 from engine.update import Update
@@ -35,7 +35,7 @@ class Interrupted(Update):
 
 def train(folder: Path, processes: Processes, *, interrupt: bool = False, **options: Any) -> None:
     folder.mkdir(exist_ok=True)
-    trainer = make_trainer(folder, tiny_config(), processes=processes, **options)
+    trainer = make_trainer(folder, make_config(), processes=processes, **options)
     if interrupt:
         trainer.update.__class__ = Interrupted
     try:

@@ -1,0 +1,170 @@
+"""Checkpoints of a real model on a tiny CLIP: what they hold, and what they refuse."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.checkpoint import (
+    choose_config,
+    differences,
+    load_segmenter,
+    read_config,
+    read_metadata,
+    save_checkpoint,
+)
+from model import Segmenter, build_segmenter
+from model.clip import load
+from utils.config import Config
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def trained(tiny_config: Make, tiny_segmenter: Make) -> tuple[Config, Segmenter]:
+    """A model whose trainable weights are no longer those of its initialisation."""
+    config, segmenter = tiny_config("vit"), tiny_segmenter("vit")
+    with torch.no_grad():
+        for parameter in segmenter.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn_like(parameter)
+    return config, segmenter.eval()
+
+
+def logits_of(segmenter: Segmenter, batch: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return segmenter.eval()(*batch[:2])[0]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_loaded_model_computes_the_same(
+    trained: Any, batch: Any, tmp_path: Path, everything: bool
+) -> None:
+    config, segmenter = trained
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, segmenter, config, everything=everything, extra={"step": 7})
+    metadata = read_metadata(path)
+    assert metadata["holds"] == ("everything" if everything else "trainable")
+    assert metadata["step"] == 7 and read_config(path) == config
+    assert len(metadata["backbone"]["sha256"]) == 64
+    expected = segmenter.state_dict() if everything else segmenter.trainable_state()
+    assert set(load_file(path)) == set(expected)
+    loaded = load_segmenter(config, path, max_words=9)
+    assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
+    assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_everything_needs_no_file_of_clip_weights(
+    trained: Any, batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, segmenter = trained
+    sizes = load.sizes_of_state(load.read_weights(config.model.backbone.weights))
+    monkeypatch.setitem(load.BACKBONES, "tiny", sizes)
+    values = config.to_dict()
+    values["model"]["backbone"] = {"name": "tiny", "weights": None}
+    path = tmp_path / "whole.safetensors"
+    save_checkpoint(path, segmenter, Config.from_dict(values), everything=True)
+    loaded = load_segmenter(read_config(path), path, max_words=9)
+    assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
+
+
+def test_a_random_backbone_is_kept_whole_unasked(tiny_config: Make, tmp_path: Path) -> None:
+    """Nothing could name it, so what trained on it would be lost."""
+    config = tiny_config("vit")
+    segmenter = build_segmenter(config.model, image_size=64, max_words=9)
+    segmenter.backbone["sha256"] = None
+    save_checkpoint(tmp_path / "x.safetensors", segmenter, config)
+    assert read_metadata(tmp_path / "x.safetensors")["holds"] == "everything"
+
+
+def test_another_backbone_is_refused(trained: Any, tmp_path: Path) -> None:
+    config, segmenter = trained
+    path, other = tmp_path / "best.safetensors", tmp_path / "other.pt"
+    save_checkpoint(path, segmenter, config)
+    weights = load.read_weights(config.model.backbone.weights)
+    torch.save({key: value.half() * 1.5 for key, value in weights.items()}, other)
+    values = config.to_dict()
+    values["model"]["backbone"]["weights"] = str(other)
+    with pytest.raises(ValueError, match="SHA-256") as error:
+        load_segmenter(Config.from_dict(values), path, max_words=9)
+    assert str(other) in str(error.value) and segmenter.backbone["sha256"] in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("dim", 32), ("heads", 2)])
+def test_another_architecture_is_refused_by_name(
+    trained: Any, tmp_path: Path, key: str, value: int
+) -> None:
+    """Also where all shapes agree, as with the number of heads."""
+    config, segmenter = trained
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, segmenter, config)
+    values = config.to_dict()
+    was = values["model"]["bridges"][0][key]
+    values["model"]["bridges"][0][key] = value
+    message = f"model.bridges.0.{key} is {was} in it and {value} in the config"
+    with pytest.raises(ValueError, match=message):
+        load_segmenter(Config.from_dict(values), path, max_words=9)
+
+
+def test_dropout_is_no_other_architecture(trained: Any, tmp_path: Path) -> None:
+    config, segmenter = trained
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, segmenter, config)
+    values = config.to_dict()
+    values["model"]["decoder"]["dropout"] = 0.0
+    load_segmenter(Config.from_dict(values), path, max_words=9)
+
+
+def test_weights_that_lack_a_key_are_refused(trained: Any, tmp_path: Path) -> None:
+    config, segmenter = trained
+    state = segmenter.trainable_state()
+    lost = next(iter(state))
+    state.pop(lost)
+    segmenter.trainable_state = lambda: state
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, segmenter, config)
+    with pytest.raises(ValueError, match="1 missing") as error:
+        load_segmenter(config, path, max_words=9)
+    assert lost in str(error.value)
+
+
+def test_other_files_are_told_apart(clip_file: Make, tmp_path: Path) -> None:
+    missing, text, foreign = (tmp_path / name for name in ("no.safetensors", "a.txt", "b.st"))
+    text.write_text("hello")
+    save_file({"x": torch.zeros(1)}, foreign)
+    for path, message in (
+        (missing, "no such checkpoint"),
+        (tmp_path, "no such checkpoint"),
+        (text, "not a checkpoint"),
+        (foreign, "no checkpoint of this project"),
+        (clip_file("vit"), "CLIP weights belong in model.backbone.weights"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            read_metadata(path)
+        assert str(error.value).startswith(f"{path}: ")
+
+
+def test_the_config_is_the_checkpoints_own_unless_another_is_given(
+    trained: Any, tmp_path: Path
+) -> None:
+    config, segmenter = trained
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, segmenter, config)
+    assert choose_config(path, None, []) == config
+    assert choose_config(path, None, ["eval.threshold=0.5"]).eval.threshold == 0.5
+    given = tmp_path / "given.yaml"
+    given.write_text("eval: {threshold: 0.6}")
+    assert choose_config(path, given, []).eval.threshold == 0.6
+    with pytest.raises(ValueError, match="did you mean 'threshold'"):
+        choose_config(path, None, ["eval.treshold=0.5"])
+
+
+def test_differences_name_dotted_keys() -> None:
+    ours = {"a": {"b": 1, "c": [{"d": 2}]}, "e": []}
+    theirs = {"a": {"b": 1, "c": [{"d": 3}, {"d": 4}]}, "e": [5]}
+    assert differences(ours, ours) == {}
+    found = differences(ours, theirs)
+    assert found["a.c.0.d"] == (2, 3) and found["a.c.1.d"][1] == 4 and found["e.0"][1] == 5

@@ -1,0 +1,296 @@
+"""train.py, test.py and predict.py end to end: a tiny CLIP, a few demo scenes, a few steps."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from engine.checkpoint import read_metadata
+from engine.metrics import Record, metrics_from_records
+from engine.run import open_split
+from utils.config import Config, load_config
+from utils.data.demo.writer import write_demo
+from utils.data.packing import pack_dataset
+
+ROOT = Path(__file__).parents[1]
+torch.set_num_threads(1)
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module; plain ``import test`` may find the standard library's."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TRAIN, TEST, PREDICT = (script(name) for name in ("train", "test", "predict"))
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable) -> Path:
+    """An experiment on a packed demo of 24 + 3 x 8 objects, 2 epochs of 6 updates."""
+    folder = tmp_path_factory.mktemp("experiment")
+    root = folder / "datasets"
+    write_demo(root / "demo", num_train_objects=24, num_test_objects=8)
+    pack_dataset(root, "demo")
+    config = tiny_config(
+        "vit",
+        data={"dataset": "demo", "root": str(root)},
+        train={"epochs": 2, "batch_size": 4, "lr": 1e-3, "precision": "fp32"},
+        eval={"batch_size": 8},
+        run={"folder": str(folder / "run"), "log_interval": 2},
+    )
+    path = folder / "tiny.yaml"
+    path.write_text(config.to_yaml())
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(config_file: Path) -> Path:
+    """The folder of a finished run."""
+    assert TRAIN.main(["--config", str(config_file)]) == 0
+    return config_file.parent / "run"
+
+
+@pytest.fixture(scope="module")
+def results(run: Path) -> Path:
+    """The folder of its results."""
+    assert TEST.main(["--checkpoint", str(run / "best.safetensors"), "--pictures", "2"]) == 0
+    return run / "test"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_run_leaves_its_files(run: Path, config_file: Path) -> None:
+    names = {"best.safetensors", "config.yaml", "last.pt", "metrics.jsonl", "run.log"}
+    assert set(files(run)) == names
+    assert load_config(run / "config.yaml") == load_config(config_file)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps_per_epoch = next(row["step"] for row in rows if "val/oIoU" in row)
+    train_rows = [row for row in rows if "train/loss" in row]
+    keys = {"step", "epoch", "train/loss", "train/lr", "train/grad_norm", "samples_per_second"}
+    assert all(set(row) == keys for row in train_rows)
+    assert train_rows[-1]["step"] in (2 * steps_per_epoch, 2 * steps_per_epoch - 1)
+    metadata = read_metadata(run / "best.safetensors")
+    assert metadata["provenance"]["commit"] and metadata["provenance"]["versions"]["torch"]
+    assert metadata["selected_by"] == {"split": "val", "metric": "oIoU"}
+    assert "best on val: oIoU" in (run / "run.log").read_text()
+
+
+def test_a_finished_run_is_left_alone(run: Path, config_file: Path, capsys: Any) -> None:
+    before = files(run)
+    free = ["data.workers=1", "eval.batch_size=3", "run.log_interval=1"]
+    assert TRAIN.main(["--config", str(config_file), "--opts", *free]) == 0
+    assert "this run is done" in capsys.readouterr().err
+    after = files(run)
+    assert {name for name in after if after[name] != before[name]} == {"run.log"}
+
+
+def test_another_config_is_refused_for_the_folder(
+    run: Path, config_file: Path, capsys: Any
+) -> None:
+    arguments = ["--config", str(config_file), "--opts", "train.lr=0.5", "model.bridges.0.dim=8"]
+    assert TRAIN.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "train.lr is 0.5, was 0.001" in error
+    assert "model.bridges.0.dim is 8, was 16" in error and "--fresh" in error
+
+
+def test_fresh_moves_the_old_run_aside(run: Path, config_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    options = ["--opts", f"run.folder={folder}", "train.max_steps=1", "train.milestones=[1]"]
+    for extra in ([], ["--fresh"], ["--fresh"]):
+        assert TRAIN.main(["--config", str(config_file), *extra, *options]) == 0
+    first = read_metadata(tmp_path / "again.1" / "best.safetensors")["scores"]
+    assert read_metadata(folder / "best.safetensors")["scores"] == first
+    assert (tmp_path / "again.2" / "last.pt").exists()
+
+
+def test_a_checkpoint_without_its_last_is_not_overwritten(
+    config_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "best.safetensors").write_text("precious")
+    options = ["--opts", f"run.folder={tmp_path}"]
+    assert TRAIN.main(["--config", str(config_file), *options]) == 2
+    assert "no last.pt to go on from" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_fails_and_names_samples(
+    config_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    options = ["--opts", f"run.folder={tmp_path / 'run'}", "train.lr=1e30"]
+    assert TRAIN.main(["--config", str(config_file), *options]) == 1
+    error = capsys.readouterr().err
+    assert "is not finite" in error and "step " in error and "ref " in error
+    assert "is not finite" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    config_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "run"
+    options = [f"run.folder={folder}", "run.log_interval=1", "train.epochs=100", "data.workers=1"]
+    arguments = ["--config", str(config_file), "--opts", *options, "train.max_minutes=60"]
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    metrics = folder / "metrics.jsonl"
+    for _ in range(1200):
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "stopped by SIGTERM at step" in error and "to go on: python" in error
+    state = torch.load(folder / "last.pt", weights_only=True)
+    assert state["step"] >= 3 and not list(folder.glob("*.part"))
+    options[2:] = [*options[2:], "train.max_minutes=1e-9"]  # out of time: only the score is left
+    assert TRAIN.main(["--config", str(config_file), "--opts", *options]) == 0
+    assert f"going on at step {state['step']}" in capsys.readouterr().err
+    assert read_metadata(folder / "best.safetensors")["step"] <= state["step"]
+
+
+def test_results_hold_all_that_fixes_them(results: Path, config_file: Path) -> None:
+    written = json.loads((results / "results.json").read_text())
+    assert set(written["splits"]) == {"val", "testA", "testB"}
+    assert {"threshold", "comparison", "resize", "precision"} <= set(written["protocol"])
+    assert written["protocol"]["threshold"] == 0.35
+    assert written["config"] == load_config(config_file).to_dict()
+    assert len(written["data"]["fingerprint"]) == len(written["checkpoint"]["sha256"]) == 64
+    assert {"commit", "dirty", "command", "versions", "seed"} <= set(written)
+    assert {"truncated_sentences", "references", "count"} <= set(written["splits"]["val"])
+
+
+@pytest.mark.parametrize("split", ["val", "testA", "testB"])
+def test_scores_follow_from_the_rows(results: Path, config_file: Path, split: str) -> None:
+    lines = (results / f"{split}.jsonl").read_text().splitlines()
+    records = [Record(**json.loads(line)) for line in lines]
+    dataset = open_split(load_config(config_file), split)
+    assert [record.sentence for record in records] == [
+        dataset.info(index).sentence for index in range(len(dataset))
+    ]
+    scores = json.loads((results / "results.json").read_text())["splits"][split]
+    recomputed = metrics_from_records(records).to_dict()
+    assert {name: scores[name] for name in recomputed} == recomputed
+    sheet = cv2.imread(str(results / f"{split}.png"))
+    assert sheet is not None and sheet.shape[1] > 1800 and sheet.std() > 20
+
+
+def test_testing_prints_a_table_and_obeys_its_options(
+    run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    arguments = ["--checkpoint", str(run / "best.safetensors"), "--splits", "testB"]
+    arguments += ["--output", str(tmp_path), "--pictures", "0", "--opts", "eval.threshold=0.9"]
+    assert TEST.main(arguments) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["split", "sentences", "oIoU", "mIoU"] and row.startswith("testB")
+    assert set(files(tmp_path)) == {"results.json", "testB.jsonl"}
+    assert json.loads((tmp_path / "results.json").read_text())["protocol"]["threshold"] == 0.9
+
+
+def predict(run: Path, image: Path, texts: list[str], output: Path, *options: str) -> np.ndarray:
+    """Run predict.py; return the logits (N, H, W)."""
+    arguments = ["--checkpoint", str(run / "best.safetensors"), "--output", str(output)]
+    arguments += ["--image", str(image), "--logits", str(output / "logits.npy")]
+    arguments += [word for text in texts for word in ("--text", text)]
+    assert PREDICT.main([*arguments, "--opts", *options]) == 0
+    return np.load(output / "logits.npy")
+
+
+def test_prediction_agrees_exactly_with_testing_and_batches_change_nothing(
+    run: Path, config_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """In bf16 and at a threshold that cuts through the logits, where each rounding would show."""
+    dataset = open_split(load_config(config_file), "val")
+    images = Path(dataset.store.path.parents[1]) / "demo" / "images"
+    first = dataset.info(0)
+    some = predict(run, images / first.file_name, [first.sentence], tmp_path, "train.seed=0")
+    options = ["train.precision=bf16", f"eval.threshold={1 / (1 + np.exp(-np.median(some)))}"]
+    rows = []
+    for batch_size in (5, 32):
+        output = tmp_path / str(batch_size)
+        arguments = ["--checkpoint", str(run / "best.safetensors"), "--splits", "val"]
+        arguments += ["--output", str(output), "--pictures", "0"]
+        arguments += ["--opts", *options, f"eval.batch_size={batch_size}"]
+        assert TEST.main(arguments) == 0
+        rows.append((output / "val.jsonl").read_text())
+    assert rows[0] == rows[1]
+    records = [Record(**json.loads(line)) for line in rows[0].splitlines()]
+    partial = 0
+    for name in sorted({dataset.info(record.index).file_name for record in records})[:2]:
+        chosen = [record for record in records if dataset.info(record.index).file_name == name]
+        texts = [record.sentence for record in chosen]
+        logits = predict(run, images / name, texts, tmp_path, *options)
+        for number, record in enumerate(chosen, 1):
+            mask = cv2.imread(str(tmp_path / f"{number}-mask.png"), cv2.IMREAD_UNCHANGED)
+            truth = dataset.original(record.index)[1]
+            assert mask.shape == truth.shape == logits[number - 1].shape
+            assert set(np.unique(mask)) <= {0, 255}
+            partial += 0 < (mask > 0).mean() < 1
+            sums = ((mask > 0) & truth).sum(), ((mask > 0) | truth).sum()
+            assert sums == (record.intersection, record.union)
+            assert cv2.imread(str(tmp_path / f"{number}-overlay.png")).shape == (*truth.shape, 3)
+    assert partial > 2, "an empty or full mask proves little"
+    assert "% of the picture, x " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "message"),
+    [
+        ("missing.jpg", "a star", "missing.jpg: no such picture"),
+        ("broken.jpg", "a star", "broken.jpg: no picture that can be decoded"),
+        ("empty.jpg", "a star", "empty.jpg: no picture that can be decoded"),
+        ("good.png", "  ", "--text number 1 is empty"),
+    ],
+)
+def test_prediction_explains_what_it_cannot_use(
+    run: Path, tmp_path: Path, capsys: Any, image: str, text: str, message: str
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (tmp_path / "empty.jpg").touch()
+    cv2.imwrite(str(tmp_path / "good.png"), np.zeros((20, 30, 3), np.uint8))
+    arguments = ["--checkpoint", str(run / "best.safetensors"), "--output", str(tmp_path / "out")]
+    assert PREDICT.main([*arguments, "--image", str(tmp_path / image), "--text", text]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "none.safetensors"], "none.safetensors: no such checkpoint"),
+        (["--splits", "testC"], "no split 'testC'; it has train, val, testA, testB"),
+        (["--opts", "eval.treshold=0.5"], "did you mean 'threshold'?"),
+        (["--opts", "data.root=elsewhere"], "prepare_datasets.py --dataset demo"),
+    ],
+)
+def test_testing_explains_what_it_cannot_use(
+    run: Path, tmp_path: Path, capsys: Any, arguments: list[str], message: str
+) -> None:
+    base = ["--checkpoint", str(run / "best.safetensors"), "--output", str(tmp_path)]
+    assert TEST.main([*base, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_config_with_mistakes_is_explained(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("train: {batchsize: 3}")
+    assert TRAIN.main(["--config", str(path)]) == 2
+    assert "did you mean 'batch_size'" in capsys.readouterr().err
+    assert Config().train.batch_size == 32

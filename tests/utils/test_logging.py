@@ -1,0 +1,84 @@
+"""What a run writes for people and for programs."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from utils.logging import MetricsLog, progress_bar, read_json_lines, start_logging, write_text
+
+
+def open_log(
+    folder: Path, *, step: int = 0, scored_step: int = 0, wandb: Any = "off"
+) -> MetricsLog:
+    return MetricsLog(folder, config={"a": 1}, wandb=wandb, step=step, scored_step=scored_step)
+
+
+def test_rows_are_on_disk_at_once(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log.write({"step": 1, "train/loss": 0.1})
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 0.1}]
+    log.close()
+
+
+def test_going_on_takes_out_what_will_be_written_again(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    for step in range(1, 6):
+        log.write({"step": step, "train/loss": 0.1})
+        log.write({"step": step, "val/oIoU": 1.0})
+    with log.path.open("a") as file:
+        file.write('{"step": 6, "tra')  # a crash while writing
+    open_log(tmp_path, step=4, scored_step=3)
+    rows = read_json_lines(log.path)
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "val/oIoU" in row] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_wandb_gets_the_rows_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    calls: list[Any] = []
+    service = SimpleNamespace(
+        log=lambda row, step: calls.append((row, step)), finish=lambda: calls.append("finish")
+    )
+    fake = SimpleNamespace(init=lambda **options: calls.append(options["mode"]) or service)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    log = open_log(tmp_path, wandb=mode)
+    log.write({"step": 3, "train/loss": 0.1})
+    log.close()
+    assert calls == [mode, ({"train/loss": 0.1}, 3), "finish"]
+
+
+def test_wandb_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
+    open_log(tmp_path).write({"step": 1})
+
+
+def test_the_first_process_logs_and_others_only_warn(tmp_path: Path, capsys: Any) -> None:
+    start_logging(tmp_path)
+    logger.info("hello")
+    start_logging(rank=1)
+    logger.info("quiet")
+    logger.warning("odd")
+    error = capsys.readouterr().err
+    assert "hello" in error and "quiet" not in error and "rank 1: WARNING: odd" in error
+    assert (tmp_path / "run.log").read_text().endswith("INFO hello\n")
+
+
+def test_a_bar_is_for_terminals(capsys: Any) -> None:
+    with progress_bar(total=2) as bar:
+        bar.update()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, json.dumps("new") + "\udcff")
+    assert path.read_text() == "old"
