@@ -60,6 +60,7 @@ class Scoring:
         if self.processes.is_main:
             results = self._results(scores, next(iter(sets.values())))
             write_text(self.output / "results.json", json.dumps(results, indent=2) + "\n")
+            logger.info(f"written to {self.output}")
         return table(scores)
 
     def _score(self, segmenter: Segmenter, split: str, dataset: ReferDataset) -> dict[str, Any]:

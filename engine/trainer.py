@@ -218,7 +218,7 @@ class Trainer:
         self.stop.at_once = False
         self.scored_step = self.step
         scores = result.metrics.to_dict()
-        is_best = self.best is None or scores[options.metric] > self.best[options.metric]
+        is_best = self.best is None or scores[options.metric] >= self.best[options.metric]
         if is_best:
             self.best = {"step": self.step, "oIoU": scores["oIoU"], "mIoU": scores["mIoU"]}
         if self.processes.is_main:

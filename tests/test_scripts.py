@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -147,13 +148,15 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     options = [f"run.folder={folder}", "run.log_interval=1", "train.epochs=100", "data.workers=1"]
     arguments = ["--config", str(config_file), "--opts", *options, "train.max_minutes=60"]
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
+    )
     metrics = folder / "metrics.jsonl"
     for _ in range(1200):
         if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as batch systems do: the data loader gets it too
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "stopped by SIGTERM at step" in error and "to go on: python" in error

@@ -202,7 +202,7 @@ def test_best_is_the_best_by_the_chosen_measure(
     trainer = trainer_of(path, config_of(eval={"every_steps": 1, "metric": "mIoU"}))
     trainer.fit()
     scores = {row["step"]: row["val/mIoU"] for row in rows(path) if "val/mIoU" in row}
-    best = max(scores, key=lambda step: (scores[step], -step))
+    best = max(scores, key=lambda step: (scores[step], step))  # of equals the later
     assert trainer.best is not None and trainer.best["step"] == best
     with safe_open(path / "best.safetensors", framework="pt") as file:
         story = json.loads(file.metadata()["story"])
