@@ -1,0 +1,116 @@
+"""The README keeps its word: its adapter trains, its commands parse, its numbers are counted."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from model.adapters import ADAPTERS
+from model.loss import text_to_pixel_loss
+from tools.parameters import count
+from utils.config import load_config
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PARTS = ("bridger", "inside the towers", "connect", "neck", "decoder", "projector")
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language, in their order."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
+
+
+def commands() -> list[list[str]]:
+    """Every command that starts one of our scripts, once, as words from the script's name on."""
+    text = "".join(blocks("")).replace("\\\n", " ")
+    lines = re.findall(r"^(?:python|torchrun) .*?([\w/]+\.py .*)$", text, re.MULTILINE)
+    return [shlex.split(line) for line in dict.fromkeys(re.sub(" +", " ", line) for line in lines)]
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> ModuleType:
+    """The README's adapter file as a module."""
+    path = tmp_path / "houlsby.py"
+    path.write_text(blocks("python")[0], encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("readme_houlsby", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_adapter_starts_at_clip_trains_and_only_adds_state(
+    adapter: ModuleType,
+    kind: str,
+    tiny_segmenter: Callable,
+    batch: tuple[torch.Tensor, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image, ids, mask = batch
+    plain = tiny_segmenter(kind, {"bridges": []}).eval()
+    monkeypatch.setitem(ADAPTERS, "houlsby", adapter.add_houlsby)
+    options = {"bridges": [], "adapters": [{"name": "houlsby", "dim": 4}]}
+    adapted = tiny_segmenter(kind, options).eval()
+    assert plain.state_dict().keys() < adapted.state_dict().keys()
+    with torch.no_grad():
+        for first, second in zip(
+            plain.encoder(image.float(), ids), adapted.encoder(image.float(), ids), strict=True
+        ):
+            torch.testing.assert_close(first, second)
+
+    before = {key: value.clone() for key, value in adapted.state_dict().items()}
+    added = {
+        name for name, parameter in adapted.encoder.named_parameters() if parameter.requires_grad
+    }
+    assert len(added) == 4 * 2 * 12 * (2 if kind == "vit" else 1)
+    logits, _ = adapted.train()(image, ids)
+    text_to_pixel_loss(logits, mask).backward()
+    torch.optim.SGD(adapted.parameter_groups(lr=0.1, encoder_lr_scale=1.0)).step()
+    changed = {key for key, value in adapted.state_dict().items() if not value.equal(before[key])}
+    assert changed <= adapted.trainable_state().keys()
+    assert {f"encoder.{name}" for name in added if ".up." in name} <= changed
+
+
+def test_registry_lines_belong_to_the_file() -> None:
+    registry, source = blocks("python")[1], (ROOT / "model/adapters/__init__.py").read_text("utf-8")
+    declaration = registry[registry.index("ADAPTERS") :].partition("=")[0]
+    assert f"\n{declaration}=" in source
+    assert "def add_houlsby(" in blocks("python")[0] and '"houlsby": add_houlsby' in registry
+
+
+def test_configuration_of_the_adapter_is_read(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text((ROOT / "config/base.yaml").read_text("utf-8"))
+    (tmp_path / "houlsby.yaml").write_text(blocks("yaml")[0])
+    assert load_config(tmp_path / "houlsby.yaml").model.adapters == [{"name": "houlsby", "dim": 32}]
+
+
+@pytest.mark.parametrize("command", commands(), ids=shlex.join)
+def test_commands_name_what_there_is(command: list[str]) -> None:
+    source = (ROOT / command[0]).read_text(encoding="utf-8")
+    options = {word for word in command if word.startswith("--")}
+    assert {option for option in options if f'"{option}"' not in source} == set()
+    if "--config" in command:
+        overrides = [word for word in command if re.fullmatch(r"[a-z]+\.[\w.]+=.*", word)]
+        load_config(ROOT / command[command.index("--config") + 1], overrides)
+
+
+@pytest.mark.parametrize("name", re.findall(r"^\| `(etris_\w+)` \|", TEXT, re.MULTILINE))
+def test_parameters_are_counted(name: str) -> None:
+    row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")[1:]]
+    counts = count(load_config(ROOT / f"config/{name}.yaml"))
+    numbers = [counts["parts"].get(part, 0) for part in PARTS]
+    numbers += [counts["trainable"], counts["frozen"]]
+    shares = [counts[f"attached_share_of_{towers}"] for towers in ("image_tower", "both_towers")]
+    assert cells == [f"{n:,}" for n in numbers] + [f"{100 * share:.2f} %" for share in shares]
+
+
+def test_links_lead_somewhere() -> None:
+    files = re.findall(r"(?<!!)\[[^]]+\]\((?!https?://|#)([^)#]+)", TEXT)
+    assert files and [file for file in files if not (ROOT / file).exists()] == []
