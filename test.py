@@ -29,7 +29,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         help="folder of the results; default: test/ beside the checkpoint of a run, "
-        "runs/<its name>/test for another",
+        "runs/<its name>-test for another",
     )
     parser.add_argument(
         "--pictures",

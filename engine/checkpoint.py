@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from model import Segmenter, build_segmenter
 from utils.config import Config, load_config
@@ -46,7 +46,8 @@ def save_checkpoint(
     # Clones: safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file(tensors, aside, metadata={"format": FORMAT, "story": json.dumps(story)})
+    # save_file would make a file that nobody but its owner may read
+    aside.write_bytes(save(tensors, metadata={"format": FORMAT, "story": json.dumps(story)}))
     os.replace(aside, path)
 
 

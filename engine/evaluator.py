@@ -146,7 +146,7 @@ class _Cases(Dataset[dict[str, Any]]):
             "image": item["image"],
             "ids": item["ids"],
             "letterbox": self.dataset.letterbox(index),
-            "truth": torch.from_numpy(self.dataset.original(index)[1]),
+            "truth": torch.from_numpy(self.dataset.truth(index)),
         }
 
 

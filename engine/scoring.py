@@ -145,10 +145,10 @@ class Scoring:
 
 
 def default_output(checkpoint: Path) -> Path:
-    """``test`` in the folder of the checkpoint's run, or in a folder of its name under ``runs``."""
+    """``test`` in the folder of the checkpoint's run; outside a run ``runs/<its name>-test``."""
     if (checkpoint.parent / "config.yaml").exists():
         return checkpoint.parent / "test"
-    return Path("runs") / checkpoint.stem / "test"
+    return Path("runs") / f"{checkpoint.stem}-test"
 
 
 def table(scores: dict[str, dict[str, Any]]) -> str:

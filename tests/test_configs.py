@@ -29,7 +29,8 @@ def test_config_builds(path: Path) -> None:
         lr=config.train.lr, encoder_lr_scale=config.train.encoder_lr_scale
     )
     rates = {group["name"]: group["lr"] for group in groups}
-    trains_encoder = bool(config.model.bridges) or config.model.train_positions
+    attached = config.model.bridges or config.model.adapters
+    trains_encoder = bool(attached) or config.model.train_positions
     assert ("encoder" in rates) == trains_encoder and rates["decoder"] == config.train.lr
 
 

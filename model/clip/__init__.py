@@ -9,8 +9,8 @@ from .load import (
     sha256_of,
     sizes_of_name,
     sizes_of_state,
-    to_openai,
 )
+from .names import to_openai
 
 __all__ = [
     "BACKBONES",

@@ -45,6 +45,9 @@ class FakeSet(Dataset):
         image[mask] //= 2
         return image, mask
 
+    def truth(self, index: int) -> np.ndarray:
+        return self.original(index)[1]
+
     def letterbox(self, index: int) -> Letterbox:
         return Letterbox.fit(*self.original(index)[1].shape, SIZE)
 
