@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from model.clip import CLIP, normalize, sizes_of_name, to_openai
@@ -23,8 +22,6 @@ from utils.data.pretraining import PretrainingBatches
 from utils.data.tokenizer import tokenize
 
 MAX_TOKENS = 40  # the longest caption; the text tower itself keeps CLIP's 77 positions
-# for some hundred tokens two matrix products beat the flash kernel's backward on a CPU five times
-ATTENTION = [SDPBackend.MATH]
 SHARPNESS = 20.0  # of the log-sum-exp over patches: near a maximum
 
 
@@ -71,7 +68,7 @@ class Contrast(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The three losses of a batch of :class:`PretrainingBatches` with token ids for texts."""
-        with torch.autocast(batch["image"].device.type, torch.bfloat16), sdpa_kernel(ATTENTION):
+        with torch.autocast(batch["image"].device.type, torch.bfloat16):
             pooled, patches = self.encode(batch["image"])
             captions = self.encode_text(batch["captions"])
             expressions = self.encode_text(batch["expressions"])
