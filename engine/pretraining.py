@@ -14,14 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from engine.provenance import provenance
 from model.clip import CLIP, normalize, sizes_of_name, to_openai
 from model.clip.common import STEPS, sine_grid, to_tokens
 from model.clip.vit import VisionTransformer
 from utils.data.demo import STYLES
 from utils.data.pretraining import PretrainingBatches
 from utils.data.tokenizer import tokenize
+from utils.logging import read_json_lines, write_json_lines
 
 MAX_TOKENS = 40  # the longest caption; the text tower itself keeps CLIP's 77 positions
+HELD_OUT = 128  # scenes in each of the four batches that measure progress
 SHARPNESS = 20.0  # of the log-sum-exp over patches: near a maximum
 
 
@@ -182,18 +185,12 @@ def pretrain(options: Pretraining) -> None:
     """Train, log and write the weights in OpenAI's layout, in float16; continue an earlier run."""
     torch.manual_seed(options.seed)
     model = Contrast(options.name).to(options.device).to(memory_format=torch.channels_last)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), fused=True)
+    optimizer = make_optimizer(model, options.lr)
     resume = options.output.with_suffix(".resume")
-    log = options.output.with_name(f"{options.output.stem}-pretraining.jsonl")
     first = restore(resume, model, optimizer, options.device)
-    if first == 0 and log.exists():
-        log.unlink()
-    image_size = model.clip.sizes.native_size
-    common = {"seed": options.seed, "image_size": image_size}
-    held_out = PretrainingBatches(stream="held out", batch_size=128, length=4, **common)
+    log = ProgressLog(options, first)
+    common = {"seed": options.seed, "image_size": model.clip.sizes.native_size}
+    held_out = PretrainingBatches(stream="held out", length=4, batch_size=HELD_OUT, **common)
     checks = [add_ids(held_out[i], options.device) for i in range(len(held_out))]
     stream = PretrainingBatches(
         stream="train",
@@ -202,32 +199,73 @@ def pretrain(options: Pretraining) -> None:
         attribute_batches=options.attribute_steps,
         **common,
     )
-    started, shown = time.perf_counter(), first
-    sums: dict[str, float] = {}
     for step, batch in enumerate(loader(stream, first, options.workers), start=first):
         for group in optimizer.param_groups:
             group["lr"] = options.lr * rate(step, options.steps)
-        losses = model(add_ids(batch, options.device))
-        loss = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + value.item()
+        log.add(update(model, optimizer, add_ids(batch, options.device)))
         done = step + 1
-        if done % options.log_interval == 0 or done == options.steps:
-            seconds = time.perf_counter() - started
-            row: dict[str, Any] = {"step": done}
-            row |= {key: round(value / (done - shown), 4) for key, value in sums.items()}
-            row["scenes_per_second"] = round((done - shown) * options.batch_size / seconds, 1)
-            if done % options.eval_interval == 0 or done == options.steps:
-                row["pointing"] = pointing_accuracy(model, checks)
-                save_weights(options.output, model)
-                save_resume(resume, model, optimizer, done)
-            write_row(log, row)
-            sums, shown, started = {}, done, time.perf_counter()
+        is_last = done == options.steps
+        pointing = None
+        if is_last or done % options.eval_interval == 0:
+            pointing = pointing_accuracy(model, checks)
+            save_weights(options.output, model)
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            write(resume, state | {"step": done})
+        if is_last or done % options.log_interval == 0 or pointing:
+            log.write(done, pointing)
     resume.unlink(missing_ok=True)
+
+
+def make_optimizer(model: Contrast, lr: float) -> torch.optim.Optimizer:
+    """AdamW that leaves vectors and scalars undecayed."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+
+def update(
+    model: Contrast, optimizer: torch.optim.Optimizer, batch: dict[str, Any]
+) -> dict[str, Tensor]:
+    """One step on the sum of the losses, which are returned."""
+    losses = model(batch)
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(list(losses.values())).sum().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return losses
+
+
+class ProgressLog:
+    """JSON lines beside the weights: how the run was started, then means since the last line."""
+
+    def __init__(self, options: Pretraining, first: int):
+        self.path = options.output.with_name(f"{options.output.stem}-pretraining.jsonl")
+        self.batch_size = options.batch_size
+        rows = read_json_lines(self.path) if first else []
+        kept = [row for row in rows if row.get("step", 0) <= first]
+        start = {"started_at_step": first, **provenance(torch.device(options.device))}
+        write_json_lines(self.path, [*kept, start])
+        self.restart(first)
+
+    def restart(self, step: int) -> None:
+        self.shown, self.started = step, time.perf_counter()
+        self.sums: dict[str, float] = {}
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for key, value in losses.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value.item()
+
+    def write(self, step: int, pointing: dict[str, float] | None) -> None:
+        count, seconds = step - self.shown, time.perf_counter() - self.started
+        row: dict[str, Any] = {"step": step}
+        row |= {key: round(value / count, 4) for key, value in self.sums.items()}
+        row["scenes_per_second"] = round(count * self.batch_size / seconds, 1)
+        row |= {"pointing": pointing} if pointing else {}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+        self.restart(step)
 
 
 def loader(stream: PretrainingBatches, first: int, workers: int) -> Iterator[dict[str, Any]]:
@@ -235,21 +273,11 @@ def loader(stream: PretrainingBatches, first: int, workers: int) -> Iterator[dic
     return iter(DataLoader(stream, batch_size=None, sampler=order, num_workers=workers))
 
 
-def write_row(log: Path, row: dict[str, Any]) -> None:
-    with open(log, "a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row), flush=True)
-
-
 def save_weights(path: Path, model: Contrast) -> None:
     state = {key: value.half().cpu().contiguous() for key, value in to_openai(model.clip).items()}
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     state["logit_scale"] = model.logit_scale.detach().half().cpu()
     write(path, state)
-
-
-def save_resume(path: Path, model: Contrast, optimizer: torch.optim.Optimizer, step: int) -> None:
-    write(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
