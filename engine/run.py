@@ -65,7 +65,7 @@ def train(config: Config, *, folder: Path, processes: Processes, fresh: bool = F
     )
     how = f"going on at step {trainer.step}" if state else "beginning"
     logger.info(
-        f"{folder}: {how} of {trainer.total_steps}; {len(train_set)} references, "
+        f"{folder}: {how}, to step {trainer.length()}; {len(train_set)} references, "
         f"{processes.world_size} x {processes.device.type}, {trainer.update.precision}"
     )
     try:

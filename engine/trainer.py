@@ -150,6 +150,11 @@ class Trainer:
     def _is_over(self) -> bool:
         return self.step >= self.total_steps or self._time_share() >= 1
 
+    def length(self) -> str:
+        """Where the run ends, for people: ``1600`` or ``9350 or minute 6``."""
+        minutes = self.config.train.max_minutes
+        return f"{self.total_steps} or minute {minutes:g}" if minutes else str(self.total_steps)
+
     def _time_share(self) -> float:
         minutes = self.config.train.max_minutes
         return self.elapsed / (60 * minutes) if minutes else 0.0
@@ -198,7 +203,7 @@ class Trainer:
             {"step": self.step, "epoch": epoch, **row, "samples_per_second": round(speed, 2)}
         )
         logger.info(
-            f"step {self.step}/{self.total_steps}  epoch {epoch}  loss {loss:.4f}  "
+            f"step {self.step} of {self.length()}  epoch {epoch}  loss {loss:.4f}  "
             f"norm {norm:.3f}  rate {rate:.2e}  {speed:.1f} samples/s"
         )
 

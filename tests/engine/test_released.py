@@ -19,6 +19,8 @@ GOLDEN = ROOT / "tests/golden"
 sys.path.insert(0, str(GOLDEN))
 import stand_in  # noqa: E402
 
+# models on the meta device: names and sizes alone are compared
+pytestmark = pytest.mark.filterwarnings("ignore:.*which is a no-op")
 SENTENCES = [
     "man in red shirt on the left",
     "the second giraffe from the right behind the fence",
@@ -44,7 +46,6 @@ def test_equals_the_released_code_on_stand_in_weights():
     assert (logits - wanted).abs().max() < 1e-4 * wanted.std()
 
 
-@pytest.mark.filterwarnings("ignore:.*which is a no-op")  # sizes alone are compared
 @pytest.mark.parametrize("name", ["etris_rn50", "etris_rn101", "etris_vitb16"])
 def test_every_key_of_a_released_checkpoint_is_used(name: str):
     with torch.device("meta"):
