@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from engine.provenance import provenance
-from model.clip import CLIP, normalize, sizes_of_name, to_openai
+from model.clip import CLIP, sizes_of_name, to_openai
 from model.clip.common import STEPS, sine_grid, to_tokens
 from model.clip.vit import VisionTransformer
 from utils.data.demo import STYLES
@@ -59,7 +59,7 @@ class Contrast(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 images -> unit embeddings of images ``(B, E)`` and their patches ``(B, P, E)``."""
-        hidden = self.clip.visual.embed(normalize(image))
+        hidden = self.clip.visual.embed(self.clip.normalize(image))
         for step in range(STEPS):
             hidden = self.clip.visual.run(step, hidden)
         pooled, patches = self.clip.visual.pool(hidden), self.clip.visual.head(hidden)

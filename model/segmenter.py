@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from model.clip.clip import normalize
 from model.decoder import Decoder
 from model.encoder import Encoder
 
@@ -31,7 +30,7 @@ class Segmenter(nn.Module):
             Logits (B, 1, h, w), four times as fine as the middle map (stride 4 for CLIP's patches
             of 16 and its ResNets), and the auxiliary loss (), 0 where nothing asks for one.
         """
-        features = self.encoder(normalize(image), ids)
+        features = self.encoder(self.encoder.clip.normalize(image), ids)
         logits = self.decoder(features, ids)
         return logits, logits.new_zeros(())
 

@@ -1,6 +1,6 @@
 """Frozen CLIP: towers with slots, run in twelve steps, and the loading of checkpoints."""
 
-from .clip import CLIP, Sizes, normalize
+from .clip import CLIP, Sizes
 from .load import (
     BACKBONES,
     agree,
@@ -18,7 +18,6 @@ __all__ = [
     "Sizes",
     "agree",
     "load_weights",
-    "normalize",
     "read_weights",
     "sha256_of",
     "sizes_of_name",

@@ -11,6 +11,8 @@ from .resnet import ModifiedResNet, Norm
 from .text import TextTransformer
 from .vit import VisionTransformer
 
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1, over CLIP's training images
+STD = (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH = 64  # OpenAI's checkpoints don't hold the number of heads; all of them use this width
 
 
@@ -62,6 +64,9 @@ class CLIP(nn.Module):
         ValueError: if the sizes cannot be run so.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         sizes: Sizes,
@@ -103,6 +108,12 @@ class CLIP(nn.Module):
             embed_dim=sizes.embed_dim,
         )
         self.frozen: frozenset[str] = frozenset()
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """RGB ``(B, 3, H, W)`` in 0..255, any dtype -> CLIP's input, ``(x / 255 - mean) / std``."""
+        return (image.float() / 255 - self.mean) / self.std
 
     def freeze(self, *, train_positions: bool = False) -> None:
         """Call before anything is attached: what is here now is frozen, what comes later trains.
@@ -155,14 +166,3 @@ def check(sizes: Sizes, image_size: int, max_words: int) -> None:
                 f"a transformer of {depth} blocks cannot run in {STEPS} steps; "
                 f"its depth must be a multiple of {STEPS}"
             )
-
-
-def normalize(image: Tensor) -> Tensor:
-    """RGB ``(B, 3, H, W)`` in 0..255 -> CLIP's input: scaled to 0..1, less mean, by deviation."""
-    mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=image.device).view(3, 1, 1)
-    return (image.float() / 255 - mean) / std
-
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
