@@ -5,6 +5,7 @@ import hashlib
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -193,7 +194,9 @@ def read_tensors(path: Path) -> State:
             raise ValueError(f"{path}: not a safetensors file ({error})") from error
     try:
         if is_torchscript(path):
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+            with warnings.catch_warnings():  # torch advises another format, which OpenAI lacks
+                warnings.simplefilter("ignore", FutureWarning)
+                return dict(torch.jit.load(path, map_location="cpu").state_dict())
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
