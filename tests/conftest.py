@@ -1,7 +1,10 @@
-"""Tiny CLIPs of both kinds, as models and as files in OpenAI's layout."""
+"""Tiny CLIPs of both kinds, as models and as files in OpenAI's layout, and a server of files."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -95,3 +98,70 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     mask = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
     mask[0, 8:32, 8:32], mask[1, 30:60, 20:50] = 1, 1
     return image.to(torch.uint8), ids, mask
+
+
+class FileServer:
+    """Serves ``files`` by their path on 127.0.0.1; ``plan`` says how each request is answered.
+
+    The last step of a path's plan stays for ever: "range" as asked, a status such as "404", "cut"
+    after half of the body, "no range" from the beginning, "overlap" from an earlier byte, "wrong"
+    in the last byte, "page" with HTML instead, "unsized" without a length, "to PATH" redirects.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.plan: dict[str, list[str]] = {}
+        self.requests: list[tuple[str, str | None]] = []  # path, Range
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests.append((self.path, self.headers["Range"]))
+                steps = server.plan.get(self.path, ["range"])
+                server.answer(self, steps.pop(0) if len(steps) > 1 else steps[0])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def answer(self, request: BaseHTTPRequestHandler, step: str) -> None:
+        """Send one answer."""
+        if step.startswith("to "):
+            request.send_response(302)
+            request.send_header("Location", step.removeprefix("to "))
+            request.end_headers()
+            return
+        content = b"<html>not here</html>" if step == "page" else self.files.get(request.path)
+        if content is None or step.isdecimal():
+            request.send_error(int(step) if step.isdecimal() else 404)
+            return
+        wanted = request.headers["Range"] if step not in ("no range", "page") else None
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        if start >= len(content):
+            request.send_error(416)
+            return
+        if step == "overlap":  # RFC 9110 lets a server begin earlier
+            start //= 2
+        body = content[start:]
+        body = body[:-1] + b"?" if step == "wrong" else body
+        request.send_response(206 if wanted else 200)
+        if wanted:
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if step != "unsized":
+            request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body[: len(body) // 2] if step == "cut" else body)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A running ``FileServer``; downloads do not wait before they try again."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    server = FileServer()
+    thread = threading.Thread(target=server.http.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()

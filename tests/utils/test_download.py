@@ -1,0 +1,211 @@
+"""Downloads from a server on the loopback: broken off, without Range, wrong, absent, no room."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from utils import download as module
+from utils.download import DownloadError, check_space, download, fetch
+
+ROOT = Path(__file__).parents[2]
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+SIZE = len(CONTENT)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def get(server: Any, tmp_path: Path) -> Callable[..., Path]:
+    """``get("cut", "range")``: downloads with this plan, knowing SHA-256 and size."""
+    server.files["/file"] = CONTENT
+
+    def get(*plan: str, **options: Any) -> Path:
+        server.plan["/file"] = list(plan or ["range"])
+        path = tmp_path / "file"
+        download(f"{server.url}/file", path, **{"sha256": SHA256, "size": SIZE} | options)
+        return path
+
+    return get
+
+
+@pytest.fixture
+def log() -> Any:
+    """The lines of the log."""
+    lines: list[str] = []
+    number = logger.add(lambda line: lines.append(str(line)), format="{message}")
+    yield lines
+    logger.remove(number)
+
+
+def ranges(server: Any) -> list[str | None]:
+    return [wanted for _, wanted in server.requests]
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+@pytest.mark.parametrize("last", ["range", "no range", "overlap"])
+def test_a_cut_is_taken_up_where_it_was(
+    get: Callable, server: Any, last: str, size: int | None
+) -> None:
+    path = get("cut", "503", last, size=size)
+    assert path.read_bytes() == CONTENT and list(path.parent.iterdir()) == [path]
+    assert ranges(server) == [None, *2 * [f"bytes={SIZE // 2}-"]]
+
+
+def test_the_next_call_goes_on(get: Callable, server: Any, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=f"broke off; .*file.part keeps {SIZE // 2:,} bytes"):
+        get("cut", retries=0)
+    assert not (tmp_path / "file").exists()
+    assert get("range").read_bytes() == CONTENT
+    assert ranges(server)[-1] == f"bytes={SIZE // 2}-"
+
+
+def test_what_is_complete_already_is_only_verified(
+    get: Callable, server: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    assert get("404").read_bytes() == CONTENT and server.requests == []
+
+
+def test_redirects_are_followed_and_keep_the_range(
+    get: Callable, server: Any, tmp_path: Path
+) -> None:
+    server.files["/moved"] = CONTENT
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    assert get("to /moved").read_bytes() == CONTENT
+    assert server.requests == [("/file", "bytes=1000-"), ("/moved", "bytes=1000-")]
+
+
+@pytest.mark.parametrize("left", [b"", b"stale", CONTENT + b"too long", b"x" * SIZE])
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_a_wrong_part_is_fetched_anew_and_a_wrong_file_thrown_away(
+    get: Callable, tmp_path: Path, left: bytes, size: int | None
+) -> None:
+    part = tmp_path / "file.part"
+    part.write_bytes(left)
+    with pytest.raises(DownloadError, match=f"SHA-256 of what came is .*, not {SHA256}"):
+        get("wrong", size=size)
+    assert list(tmp_path.iterdir()) == []
+    part.write_bytes(left)
+    assert get("range", size=size).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("404", "/file: the server answers 404 Not Found"),
+        ("page", "/file: it offers 21 bytes and the file has 1,048,576"),
+        ("502", "/file: the server is busy .502 Bad Gateway."),
+    ],
+)
+def test_what_an_address_answers_instead_never_harms_the_part(
+    get: Callable, server: Any, tmp_path: Path, step: str, message: str
+) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    with pytest.raises(DownloadError, match=message):
+        get(step)
+    assert (tmp_path / "file.part").read_bytes() == CONTENT[:1000]
+    assert len(server.requests) <= 2, "an address that sent nothing is not worth waiting for"
+
+
+def test_a_file_that_ends_before_the_part_is_another_one(
+    get: Callable, server: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    server.files["/file"] = CONTENT[:500]
+    with pytest.raises(DownloadError, match="has 1,000 bytes or fewer, not 1,048,576"):
+        get("range")
+    assert (tmp_path / "file.part").exists()
+
+
+def test_addresses_are_tried_in_turn(server: Any, tmp_path: Path, log: list[str]) -> None:
+    server.files |= dict.fromkeys(("/gone", "/busy", "/wrong", "/good", "/unused"), CONTENT)
+    server.plan = {"/gone": ["404"], "/busy": ["cut", "503"], "/wrong": ["wrong"]}
+    urls = [f"{server.url}{path}" for path in server.files]
+    fetch(["http://127.0.0.1:1/file", *urls], tmp_path / "file", sha256=SHA256, size=SIZE)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    paths = [path for path, _ in server.requests]
+    assert paths.index("/gone") < paths.index("/busy") < paths.index("/wrong")
+    assert server.requests[paths.index("/wrong")][1] == f"bytes={SIZE // 2}-", "goes on elsewhere"
+    assert paths[-1] == "/good" and "/unused" not in paths
+    reasons = ["no connection", "404 Not Found", "busy", "SHA-256"]
+    assert [reason in line for reason, line in zip(reasons, log, strict=True)] == 4 * [True]
+    assert "5 other addresses to try" in log[0] and "2 other addresses to try" in log[3]
+
+
+def test_the_last_dead_address_lists_them_all(server: Any, tmp_path: Path) -> None:
+    path = tmp_path / "downloads" / "file"
+    urls = [f"{server.url}/none", "http://127.0.0.1:1/file", "nowhere/file"]
+    with pytest.raises(ValueError) as caught:
+        fetch(urls, path, sha256=SHA256, size=SIZE)
+    text = str(caught.value)
+    assert all(url in text for url in urls) and "\n" not in text
+    assert "404 Not Found" in text and "Connection refused" in text and "No scheme" in text
+    assert f"by hand and put it at {path}" in text
+
+
+def test_space_is_checked_before_the_first_byte(
+    get: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=SIZE))
+    with pytest.raises(
+        ValueError, match=r"1,048,576 bytes are needed, 1,048,576 are free"
+    ) as caught:
+        get()
+    assert not isinstance(caught.value, DownloadError), "another address would not help"
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="new: no space for all of it"):
+        check_space(tmp_path / "some" / "new", SIZE, "all of it")
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+from utils import download
+download.SPARE = 0
+download.check_space = lambda *_: None  # another program took the rest of the disk meanwhile
+try:
+    download.fetch(sys.argv[1:2], Path(sys.argv[2]), sha256=sys.argv[3], size=int(sys.argv[4]))
+except ValueError as error:
+    print(error)
+    print(Path(sys.argv[2] + ".part").stat().st_size)
+"""
+
+
+def tmpfs_command(folder: Path) -> list[str]:
+    """What begins a command for which ``folder`` is a disk of 512 KiB; skips without one."""
+    mount = f'mount -t tmpfs -o size=512k none "{folder}" && exec "$@"'
+    for prefix in (["unshare", "-m"], ["unshare", "-rm"]):
+        command = [*prefix, "sh", "-c", mount, "sh"]
+        if (
+            shutil.which("unshare")
+            and not subprocess.run([*command, "true"], capture_output=True).returncode
+        ):
+            return command
+    pytest.skip("no small disk: this machine lets nobody mount a tmpfs in a namespace")
+
+
+def test_a_disk_that_runs_full_keeps_the_part(server: Any, tmp_path: Path) -> None:
+    server.files["/file"] = CONTENT
+    path = tmp_path / "file"
+    arguments = [f"{server.url}/file", str(path), SHA256, str(SIZE)]
+    result = subprocess.run(
+        [*tmpfs_command(tmp_path), sys.executable, "-c", FULL_DISK, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    message, kept = result.stdout.splitlines()
+    assert f"{path}.part: no space left: 1,048,576 bytes are needed in all, 0 are free" in message
+    assert "what is written so far stays" in message and 400_000 < int(kept) <= 512 * 1024
+    assert len(server.requests) == 1, "no other address, no other attempt"
