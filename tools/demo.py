@@ -173,15 +173,20 @@ def _sentences(
     root: Path, split: str
 ) -> Iterator[tuple[dict[str, Any], tuple[int, str], dict[int, Any]]]:
     """Every reference and sentence of ``split`` with the masks (RLE) of its picture's objects."""
-    from utils.data.refer import annotation_mask, read_instances, read_records, source_files
+    from utils.data.masks import encode_mask
+    from utils.data.refer import read_instances, refer_source
 
-    instances = read_instances(source_files(root, "demo")[1])
+    source = refer_source(root, "demo")
+    instances = read_instances(source.files[1])
     sizes = {image["id"]: (image["height"], image["width"]) for image in instances["images"]}
     objects: dict[int, dict[int, Any]] = {}
     for annotation in instances["annotations"]:
-        rle = annotation_mask(annotation, *sizes[annotation["image_id"]])
-        objects.setdefault(annotation["image_id"], {})[annotation["id"]] = rle
-    for reference in read_records(root, "demo"):
+        image_id, size = annotation["image_id"], sizes[annotation["image_id"]]
+        counts = encode_mask(annotation["segmentation"], *size, f"annotation {annotation['id']}")
+        masks = objects.setdefault(image_id, {})
+        masks[annotation["id"]] = {"size": list(size), "counts": counts.encode()}
+    for entry in source.read():
+        reference = entry.record
         if reference["split"] == split:
             for number, sentence in reference["sentences"]:
                 yield reference, (number, sentence), objects[reference["image_id"]]

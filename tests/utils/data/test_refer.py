@@ -1,25 +1,25 @@
-"""REFER files: plain data alone is read, masks are COCO's, mistakes are named."""
+"""REFER files as they exist: what can be joined is, code never runs, mistakes are named."""
 
 import json
 import os
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
+from hypothesis import given
+from hypothesis import strategies as st
 
-from utils.data.refer import (
-    DATASETS,
-    annotation_mask,
-    check_split,
-    dataset_facts,
-    decode_mask,
-    read_instances,
-    read_records,
-    read_refs,
-)
+from utils.data.annotations import Entry
+from utils.data.facts import DATASETS
+from utils.data.masks import decode_mask, encode_mask, to_record
+from utils.data.refer import read_instances, read_refs, refer_source
+
+SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]
+IMAGE = {"id": 9, "file_name": "x.jpg", "height": 20, "width": 30}
 
 
 class Command:
@@ -33,26 +33,79 @@ class Command:
 
 
 def make_ref(**changes: Any) -> dict[str, Any]:
+    """A reference as published; ``None`` takes a key away."""
     sentences = [{"raw": "A", "sent": "the star", "sent_id": 7, "tokens": ["the", "star"]}]
     ref = {"ref_id": 1, "ann_id": 5, "image_id": 9, "category_id": 2, "split": "val"}
-    return {**ref, "file_name": "x_5.jpg", "sent_ids": [7], "sentences": sentences, **changes}
+    ref = {**ref, "file_name": "x_5.jpg", "sent_ids": [7], "sentences": sentences, **changes}
+    return {key: value for key, value in ref.items() if value is not None}
 
 
-def write_files(root: Path, refs: list[dict], segmentation: Any, dataset: str = "refcoco") -> None:
-    folder = root / DATASETS[dataset].folder
-    folder.mkdir(parents=True)
-    (folder / DATASETS[dataset].refs).write_bytes(pickle.dumps(refs, protocol=2))
-    image = {"id": 9, "file_name": "x.jpg", "height": 20, "width": 30}
-    annotation = {"id": 5, "image_id": 9, "category_id": 2, "segmentation": segmentation}
-    instances = {"images": [image], "annotations": [annotation]}
-    (folder / "instances.json").write_text(json.dumps(instances))
+def make_annotation(**changes: Any) -> dict[str, Any]:
+    annotation = {"id": 5, "image_id": 9, "category_id": 2, "segmentation": SQUARE, "iscrowd": 0}
+    return {key: value for key, value in (annotation | changes).items() if value != "none"}
+
+
+def make_instances(**changes: Any) -> dict[str, Any]:
+    categories = [{"id": 2, "name": "star"}]
+    tables = {"images": [IMAGE], "annotations": [make_annotation()], "categories": categories}
+    return tables | changes
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., list[Entry]]:
+    """Write the files of RefCOCO with these references and tables, and read them."""
+
+    def write_and_read(refs: list[dict] | None = None, **tables: Any) -> list[Entry]:
+        folder = tmp_path / "refcoco"
+        folder.mkdir(exist_ok=True)
+        (folder / "refs(unc).p").write_bytes(pickle.dumps(refs or [make_ref()], protocol=2))
+        (folder / "instances.json").write_text(json.dumps(make_instances(**tables)))
+        return refer_source(tmp_path, "refcoco").read()
+
+    return write_and_read
+
+
+def test_source_of_every_data_set(tmp_path: Path) -> None:
+    for name, facts in DATASETS.items():
+        source = refer_source(tmp_path, name)
+        folder = tmp_path / facts.folder
+        assert source.dataset == name and source.splits == tuple(facts.splits)
+        assert source.files == (folder / facts.refs, folder / "instances.json")
+        assert source.images == tmp_path / facts.images
+        assert (source.image_store, source.published) == (facts.image_store, facts.splits)
+        assert source.shares_images == (name == "refcocog_g")
+    with pytest.raises(ValueError, match=r"no data set 'refcok'; known are demo, refcoco, "):
+        refer_source(tmp_path, "refcok")
+
+
+def test_files_may_lie_elsewhere(tmp_path: Path) -> None:
+    refs, instances = tmp_path / "any.p", tmp_path / "any.json"
+    refs.write_bytes(pickle.dumps([make_ref()]))
+    instances.write_text(json.dumps(make_instances()))
+    places = {"refs": refs, "instances": instances, "images": tmp_path}
+    source = refer_source("nowhere", "refcoco", **places)
+    assert (source.files, source.images) == ((refs, instances), tmp_path)
+    assert source.read()[0].place == f"{refs}: reference 1: annotation 5"
+
+
+def test_entries_join_the_three_tables(read: Callable) -> None:
+    (entry,) = read()
+    record = to_record(entry)
+    assert {key: value for key, value in record.items() if key != "rle"} == {
+        "ref_id": 1, "ann_id": 5, "image_id": 9, "category_id": 2, "split": "val",
+        "file_name": "x.jpg", "height": 20, "width": 30, "sentences": [[7, "the star"]],
+    }  # fmt: skip
+    expected = np.zeros((20, 30), bool)
+    expected[3:13, 2:12] = True
+    np.testing.assert_array_equal(decode_mask(record), expected)
+    assert json.loads(json.dumps(record)) == record
 
 
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "ran"
     path = tmp_path / "refs(unc).p"
     path.write_bytes(pickle.dumps([make_ref(sentences=Command(trace))]))
-    with pytest.raises(ValueError, match=r"refs\(unc\)\.p .*system"):
+    with pytest.raises(ValueError, match=r"refs\(unc\)\.p .*asks for posix\.system"):
         read_refs(path)
     assert not trace.exists()
 
@@ -77,15 +130,38 @@ def test_plain_pickles_of_every_protocol_are_read(tmp_path: Path, protocol: int)
     assert read_refs(path) == refs
 
 
-def test_text_of_python_2_is_read_as_latin_1(tmp_path: Path) -> None:
+def python_2_pickle(text: bytes) -> bytes:
+    """Protocol 0 as Python 2 writes a reference whose one sentence is the operation ``text``."""
     numbers = b"".join(
         b"S'%s'\nI%d\ns" % (key, value)
-        for key, value in ((b"ref_id", 1), (b"ann_id", 2), (b"image_id", 3), (b"category_id", 4))
+        for key, value in ((b"ref_id", 1), (b"ann_id", 5), (b"image_id", 9), (b"category_id", 2))
     )
-    text = b"S'split'\nS'val'\nsS'sentences'\n(lp2\nS'caf\\xe9'\nas"
-    path = tmp_path / "refs.p"
-    path.write_bytes(b"(lp0\n(dp1\n" + numbers + text + b"a.")
-    assert read_refs(path)[0]["sentences"] == ["café"]
+    sentence = b"(dp3\nS'sent'\n" + text + b"sS'sent_id'\nI7\ns"
+    split = b"S'split'\nS'val'\nsS'sentences'\n(lp2\n" + sentence + b"as"
+    return b"(lp0\n(dp1\n" + numbers + split + b"a."
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        (b"S'caf\\xc3\\xa9'\n", "café"),  # str that holds UTF-8
+        (b"S'caf\\xe9'\n", "café"),  # str that holds Latin-1
+        (b"S'the man\\x92s hat'\n", "the man’s hat"),  # str from a Windows machine
+        (b"S'\\x81'\n", "\x81"),  # which that machine cannot have written
+        (b"Vcaf\\u00e9\n", "café"),  # unicode
+        (b"V\\u00c3\\u00a9\n", "Ã©"),  # unicode that looks like UTF-8 and is not
+        (b"U\x05caf\xc3\xa9", "café"),  # the same in protocol 1 and 2
+        (b"X\x05\x00\x00\x00caf\xc3\xa9", "café"),
+        (b"S'\xf0\\x9f\\x90\\x88'\n", "🐈"),
+    ],
+)
+def test_text_of_python_2_becomes_what_was_written(
+    tmp_path: Path, read: Callable, operation: bytes, expected: str
+) -> None:
+    read()
+    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(python_2_pickle(operation))
+    (entry,) = refer_source(tmp_path, "refcoco").read()
+    assert entry.record["sentences"] == [[7, expected]]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([make_ref()])[:-20]])
@@ -96,86 +172,292 @@ def test_damaged_pickles_are_named(tmp_path: Path, content: bytes) -> None:
         read_refs(path)
 
 
-def test_pickles_of_something_else_are_named(tmp_path: Path) -> None:
+@given(position=st.integers(0, 500), value=st.integers(0, 255), is_cut=st.booleans())
+def test_damage_is_named_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, position: int, value: int, is_cut: bool
+) -> None:
+    data = bytearray(pickle.dumps([make_ref()], protocol=2))
+    position %= len(data)
+    data[position] = value
+    path = tmp_path_factory.mktemp("damaged") / "refs.p"
+    path.write_bytes(bytes(data[:position] if is_cut else data))
+    try:
+        refs = read_refs(path)
+    except ValueError as error:
+        assert str(error).startswith(str(path))
+    else:
+        assert isinstance(refs, list)
+
+
+def test_files_of_something_else_are_named(tmp_path: Path) -> None:
     path = tmp_path / "refs.p"
-    path.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ValueError, match="no list of references"):
+    for content in (pickle.dumps({"a": 1}), b'{"a": 1}', b"[1, 2]"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"refs\.p is no REFER file: it holds no list"):
+            read_refs(path)
+    path.write_bytes(pickle.dumps([{"ann_id": 2, "split": "val"}]))
+    message = r"reference at position 0 \(counted from 0\) has no image_id, ref_id, sentences"
+    with pytest.raises(ValueError, match=message):
         read_refs(path)
-    path.write_bytes(pickle.dumps([{"ref_id": 1, "ann_id": 2}]))
-    with pytest.raises(ValueError, match="reference 0 has no category_id, image_id"):
+    path.write_bytes(pickle.dumps([make_ref(ann_id=None)]))
+    with pytest.raises(ValueError, match=r"refs\.p: reference 1 has no ann_id"):
         read_refs(path)
 
 
-def test_missing_and_wrong_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"refcoco/refs\(unc\)\.p is missing"):
-        read_records(tmp_path, "refcoco")
+@pytest.mark.parametrize("name", ["refs(unc).json", "refs(unc).p"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\n  "])
+def test_references_may_be_json(tmp_path: Path, read: Callable, name: str, mark: bytes) -> None:
+    expected = read()
+    (tmp_path / "refcoco" / "refs(unc).p").unlink()
+    path = tmp_path / "refcoco" / name
+    path.write_bytes(mark + json.dumps([make_ref()]).encode())
+    source = refer_source(tmp_path, "refcoco")
+    assert source.files[0] == path
+    (entry,) = source.read()
+    assert entry[:2] == expected[0][:2]
+
+
+def test_a_pickle_goes_before_json(tmp_path: Path, read: Callable) -> None:
+    read()
+    (tmp_path / "refcoco" / "refs(unc).json").write_text("[]")
+    assert len(refer_source(tmp_path, "refcoco").read()) == 1
+
+
+def test_wrong_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "instances.json"
     with pytest.raises(ValueError, match=r"instances\.json is missing"):
         read_instances(path)
-    path.write_text("{")
-    with pytest.raises(ValueError, match="no readable JSON"):
-        read_instances(path)
-    path.write_text("{}")
-    with pytest.raises(ValueError, match="no COCO 'images'"):
-        read_instances(path)
+    for content in ("{", "[" * 100_000, '{"images": "\x80"}'):
+        path.write_bytes(content.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"instances\.json is no readable JSON file"):
+            read_instances(path)
+    for content in ("{}", "[]", '{"images": {}, "annotations": []}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"no lists of COCO 'images' and 'annotations'"):
+            read_instances(path)
+    path = tmp_path / "refs.json"
+    path.write_text("[{]")
+    with pytest.raises(ValueError, match=r"refs\.json is no readable JSON file"):
+        read_refs(path)
 
 
-def test_records_join_the_three_tables(tmp_path: Path) -> None:
-    square = [[2, 3, 12, 3, 12, 13, 2, 13]]
-    write_files(tmp_path, [make_ref()], square)
-    (record,) = read_records(tmp_path, "refcoco")
-    assert record["file_name"] == "x.jpg"
-    assert (record["height"], record["width"]) == (20, 30)
-    assert record["sentences"] == [[7, "the star"]]
-    expected = np.zeros((20, 30), bool)
-    expected[3:13, 2:12] = True
-    np.testing.assert_array_equal(decode_mask(record), expected)
-    assert json.loads(json.dumps(record)) == record
+def test_only_the_wanted_annotations_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    annotations = [make_annotation(id=number) for number in (1, 2, "3", 3)]
+    path.write_text(json.dumps(make_instances(annotations=annotations)))
+    assert read_instances(path)["annotations"] == annotations
+    assert read_instances(path, {3})["annotations"] == annotations[2:]
+    assert read_instances(path, {3})["images"] == [IMAGE]
 
 
-def test_overlapping_parts_count_once() -> None:
-    parts = [[2, 3, 12, 3, 12, 13, 2, 13], [7, 3, 17, 3, 17, 13, 7, 13]]
-    mask = coco_mask.decode(annotation_mask({"segmentation": parts}, 20, 30))
-    assert set(np.unique(mask)) == {0, 1} and mask.sum() == 150
+@pytest.mark.parametrize(("there", "lacking"), [(0, 1), (1, 0)])
+def test_one_file_without_the_other_says_which(
+    tmp_path: Path, read: Callable, there: int, lacking: int
+) -> None:
+    read()
+    source = refer_source(tmp_path, "refcoco")
+    source.files[lacking].unlink()
+    message = f"{source.files[lacking]} is missing, and {source.files[there]} is there"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        source.read()
+    source.files[there].unlink()
+    with pytest.raises(ValueError, match=r"refs\(unc\)\.p is missing, and so is .*instances"):
+        source.read()
 
 
-def test_run_lengths_of_crowds_are_read_in_both_forms() -> None:
-    mask = np.zeros((20, 30), np.uint8)
-    mask[3:13, 2:12] = 1
-    counts, column = [43], 10
-    for _ in range(9):
-        counts += [column, 20 - column]
-    counts += [10, 600 - sum(counts) - 10]
-    plain = annotation_mask({"segmentation": {"counts": counts, "size": [20, 30]}}, 20, 30)
-    np.testing.assert_array_equal(coco_mask.decode(plain), mask)
-    packed = coco_mask.encode(np.asfortranarray(mask))
-    text = {"size": packed["size"], "counts": packed["counts"].decode()}
-    again = annotation_mask({"segmentation": text}, 20, 30)
-    np.testing.assert_array_equal(coco_mask.decode(again), mask)
+def test_identifiers_may_be_text_or_whole_floats(read: Callable) -> None:
+    ref = make_ref(ref_id="1", ann_id=" 5 ", image_id=9.0, category_id="2")
+    ref["sentences"][0]["sent_id"] = "7"
+    images = [IMAGE | {"id": "9", "height": "20", "width": 30.0}]
+    annotations = [make_annotation(id="5", image_id="09")]
+    (entry,) = read([ref], images=images, annotations=annotations)
+    (expected,) = read()
+    assert entry == expected
+    assert all(type(value) is not float for value in entry.record.values())
+
+
+@pytest.mark.parametrize(
+    ("sentence", "text"),
+    [
+        ({"sent": "  left man \n", "sent_id": 7}, "left man"),
+        ({"sent": "the {red} one – “left” 猫", "sent_id": 7}, "the {red} one – “left” 猫"),
+        ({"sent": "a  b\tc", "sent_id": 7}, "a  b\tc"),
+        ({"raw": "Left Man. ", "sent_id": 7}, "Left Man."),
+        ({"raw": "Left", "sent": None, "sent_id": 7}, "Left"),
+        ({"raw": "Left", "sent": "left", "sent_id": 7}, "left"),
+        ({"raw": "Left", "sent": "   ", "sent_id": 7}, ""),  # counted in the published numbers
+    ],
+)
+def test_sentences_are_kept_as_they_are(read: Callable, sentence: dict, text: str) -> None:
+    (entry,) = read([make_ref(sentences=[sentence])])
+    assert entry.record["sentences"] == [[7, text]]
+
+
+def test_sentences_without_identifiers_are_counted(read: Callable) -> None:
+    refs = [
+        make_ref(ref_id=4, sentences=["left ", {"raw": "a star"}]),
+        make_ref(ref_id=2, sentences=[{"sent": "star"}]),
+    ]
+    found = [entry.record["sentences"] for entry in read(refs)]
+    assert found == [[[1, "left"], [2, "a star"]], [[3, "star"]]]
+    refs[1]["sentences"][0]["sent_id"] = 3
+    with pytest.raises(ValueError, match=r"reference 4: a sentence has no sent_id, and other"):
+        read(refs)
+
+
+def test_the_image_entry_names_the_file(read: Callable) -> None:
+    for written in ("x.jpg", "train2014/x.jpg", "../../x.jpg", "/etc/x.jpg", "C:\\coco\\x.jpg"):
+        (entry,) = read([make_ref(file_name="y.jpg")], images=[IMAGE | {"file_name": written}])
+        assert entry.record["file_name"] == "x.jpg"
+
+
+@pytest.mark.parametrize(
+    ("ref", "annotation", "tables", "expected"),
+    [
+        ({"category_id": 99}, {}, {}, 99),
+        ({"category_id": 2}, {}, {"categories": []}, 2),
+        ({"category_id": None}, {}, {}, 2),
+        ({"category_id": None}, {"category_id": "none"}, {}, 0),
+        ({}, {"category_id": "none"}, {}, 2),
+    ],
+)
+def test_categories_need_not_be_known(
+    read: Callable, ref: dict, annotation: dict, tables: dict, expected: int
+) -> None:
+    (entry,) = read([make_ref(**ref)], annotations=[make_annotation(**annotation)], **tables)
+    assert entry.record["category_id"] == expected
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        SQUARE,
+        [[2, 3, 7, 3, 7, 13, 2, 13], [7, 3, 12, 3, 12, 13, 7, 13]],
+        {"size": [20, 30], "counts": [43, *[10, 10] * 9, 10, 367]},
+        {"size": [20, 30], "counts": encode_mask(SQUARE, 20, 30, "")},
+    ],
+    ids=["polygon", "parts", "list", "text"],
+)
+@pytest.mark.parametrize("iscrowd", [0, 1, "none"])
+def test_segmentations_of_every_form(read: Callable, segmentation: Any, iscrowd: Any) -> None:
+    annotations = [make_annotation(segmentation=segmentation, iscrowd=iscrowd)]
+    mask = decode_mask(to_record(read(annotations=annotations)[0]))
+    assert mask.sum() == 100 and mask[3:13, 2:12].all()
+
+
+def test_two_references_of_one_annotation(read: Callable) -> None:
+    one, two = read([make_ref(), make_ref(ref_id=2)])
+    assert one.record["ann_id"] == two.record["ann_id"] == 5
+    assert to_record(one)["rle"] == to_record(two)["rle"]
+
+
+def test_an_empty_mask_is_a_record(read: Callable) -> None:
+    annotations = [make_annotation(segmentation=[[90, 90, 95, 90, 95, 95]])]
+    assert not decode_mask(to_record(read(annotations=annotations)[0])).any()
+
+
+def test_equal_rows_may_stand_twice(read: Callable) -> None:
+    assert read(images=[IMAGE] * 2, annotations=[make_annotation()] * 2) == read()
+
+
+def test_rows_that_nobody_names_are_not_looked_at(read: Callable) -> None:
+    other = make_annotation(id=6, image_id="none", segmentation=[])
+    image = {"id": 10, "file_name": "elsewhere/x.jpg"}
+    assert read(images=[IMAGE, image], annotations=[other, make_annotation()]) == read()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "dev"}, "split 'dev' is none of train, val, testA, testB"),
-        ({"image_id": 3}, "image 3 or annotation 5 is not in"),
-        ({"ann_id": 3}, "image 9 or annotation 3 is not in"),
-        ({"sentences": []}, "reference 1 has no sentence"),
+        (
+            {"ref_id": "x"},
+            "reference at position 0 (counted from 0): ref_id 'x' should be one whole",
+        ),
+        ({"ref_id": 1.5}, "ref_id 1.5 should be one whole number"),
+        ({"ref_id": True}, "ref_id True should be"),
+        ({"ref_id": "²"}, "ref_id '²' should be"),
+        ({"ann_id": [5]}, "reference 1: ann_id [5] should be one whole number"),
+        ({"image_id": float("nan")}, "reference 1: image_id nan should be"),
+        ({"category_id": "cat"}, "reference 1: category_id 'cat' should be"),
+        ({"split": "dev"}, "reference 1: split 'dev' is none of train, val, testA, testB"),
+        ({"split": ["val"]}, "reference 1: split ['val'] is none of"),
+        ({"image_id": 3}, "reference 1: image 3 or annotation 5 is not in"),
+        ({"ann_id": 3}, "reference 1: image 9 or annotation 3 is not in"),
+        ({"sentences": []}, "reference 1: has no sentence"),
+        ({"sentences": "left"}, "reference 1: sentences: 'left' should be a list"),
+        (
+            {"sentences": [3]},
+            "reference 1: sentences[0]: 3 should be a text, or have one in 'sent'",
+        ),
+        ({"sentences": [{"sent_id": 1}]}, "sentences[0]: has neither 'sent' nor 'raw'"),
+        ({"sentences": [{"sent": 5, "sent_id": 1}]}, "sentences[0]: sent: 5 should be a text"),
+        ({"sentences": [{"sent": "a", "sent_id": "b"}]}, "sentences[0]: sent_id: 'b' should be"),
+        ({"sentences": ["\ud83d"]}, "sentences[0]: '\\ud83d' holds half a character"),
     ],
 )
-def test_files_that_do_not_fit_together_are_named(
-    tmp_path: Path, changes: dict[str, Any], message: str
+def test_wrong_references_are_named(
+    tmp_path: Path, read: Callable, changes: dict, message: str
 ) -> None:
-    write_files(tmp_path, [make_ref(**changes)], [[2, 3, 12, 3, 12, 13]])
-    with pytest.raises(ValueError, match=message):
-        read_records(tmp_path, "refcoco")
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        read([make_ref(**changes)])
+    assert str(caught.value).startswith(str(tmp_path / "refcoco" / "refs(unc).p: reference "))
 
 
-def test_facts_of_the_data_sets() -> None:
-    assert [facts.max_words for facts in DATASETS.values()] == [17, 17, 17, 22, 22]
-    assert list(DATASETS["refcocog_u"].splits) == ["train", "val", "test"]
-    assert list(DATASETS["refcocog_g"].splits) == ["train", "val"]
-    with pytest.raises(ValueError, match="known are demo, refcoco, "):
-        dataset_facts("refcok")
-    with pytest.raises(ValueError, match=r"it has train, val, test$"):
-        check_split("refcocog_u", "testA")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"segmentation": "none"}, "reference 1: annotation 5 of {} has no segmentation"),
+        ({"segmentation": None}, "has no segmentation, so there is no mask; take it from COCO"),
+        ({"segmentation": []}, "has no segmentation"),
+        ({"segmentation": {}}, "has no segmentation"),
+        ({"image_id": 8}, "image_id is 9, and annotation 5 of {} belongs to image 8"),
+        ({"image_id": None}, "{}: annotation 5: image_id None should be one whole number"),
+        ({"id": "none"}, "{}: annotations[0] has no id"),
+        ({"id": None}, "{}: annotations[0]: id None should be one whole number"),
+    ],
+)
+def test_wrong_annotations_are_named(
+    tmp_path: Path, read: Callable, changes: dict, message: str
+) -> None:
+    instances = tmp_path / "refcoco" / "instances.json"
+    with pytest.raises(ValueError, match=re.escape(message.format(instances))):
+        read(annotations=[make_annotation(**changes)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"file_name": 3}, "image 9: file_name 3 should name a file"),
+        ({"file_name": "a/.."}, "image 9: file_name 'a/..' should name a file"),
+        ({"file_name": ""}, "image 9: file_name '' should name"),
+        ({"height": 0}, "image 9: height 0 and width 30 should be above 0"),
+        ({"width": "wide"}, "image 9: width 'wide' should be one whole number"),
+    ],
+)
+def test_wrong_images_are_named(read: Callable, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"instances.json: {message}")):
+        read(images=[IMAGE | changes])
+
+
+def test_images_without_a_field_are_named(read: Callable) -> None:
+    with pytest.raises(ValueError, match=r"instances\.json: image 9 has no height, width"):
+        read(images=[{"id": 9, "file_name": "x.jpg"}])
+    with pytest.raises(ValueError, match=r"images\[1\] has no id"):
+        read(images=[IMAGE, 5])
+
+
+def test_what_stands_twice_is_named(read: Callable) -> None:
+    with pytest.raises(ValueError, match=r"reference 1: ref_id stands twice, at positions 0 and 2"):
+        read([make_ref(), make_ref(ref_id=2), make_ref(ref_id="1")])
+    with pytest.raises(ValueError, match=r"annotations\[1\]: id 5 stands twice with other content"):
+        read(annotations=[make_annotation(), make_annotation(area=3)])
+    with pytest.raises(ValueError, match=r"images\[1\]: id 9 stands twice with other content"):
+        read(images=[IMAGE, IMAGE | {"width": 31}])
+
+
+def test_images_of_one_name_in_two_folders_are_named(read: Callable) -> None:
+    refs = [make_ref(), make_ref(ref_id=2, ann_id=6, image_id=10)]
+    annotations = [make_annotation(), make_annotation(id=6, image_id=10)]
+    images = [IMAGE | {"file_name": "a/x.jpg"}, IMAGE | {"id": 10, "file_name": "b/x.jpg"}]
+    with pytest.raises(ValueError, match=r"image 10: file_name 'b/x\.jpg' and 'a/x\.jpg' are one"):
+        read(refs, images=images, annotations=annotations)

@@ -3,6 +3,7 @@
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,11 +12,16 @@ from pycocotools import mask as coco_mask
 
 from utils.data.demo import COLOURS, KINDS, Object, Scene, matches, parse, writer
 from utils.data.demo.writer import write_demo
-from utils.data.refer import decode_mask, read_records, read_refs
+from utils.data.masks import decode_mask, to_record
+from utils.data.refer import read_refs, refer_source
 
 REF_KEYS = {
     "ref_id", "ann_id", "image_id", "category_id", "file_name", "split", "sent_ids", "sentences",
 }  # fmt: skip
+
+
+def read_records(root: Path) -> list[dict[str, Any]]:
+    return [to_record(entry) for entry in refer_source(root, "demo").read()]
 
 
 def read_all(folder: Path) -> dict[str, bytes]:
@@ -51,7 +57,7 @@ def test_references_have_the_official_keys(demo_root: Path) -> None:
 
 
 def test_splits_share_no_image_and_keep_their_styles(demo_root: Path) -> None:
-    records = read_records(demo_root, "demo")
+    records = read_records(demo_root)
     owner: dict[int, str] = {}
     styles: dict[str, set[str]] = {}
     for record in records:
@@ -66,7 +72,7 @@ def test_splits_share_no_image_and_keep_their_styles(demo_root: Path) -> None:
 
 
 def test_images_vary_in_shape_and_targets_are_large(demo_root: Path) -> None:
-    records = read_records(demo_root, "demo")
+    records = read_records(demo_root)
     shapes = {(record["height"], record["width"]) for record in records}
     assert len(shapes) > 20
     assert min(map(min, shapes)) >= 96 and max(map(max, shapes)) <= 210
@@ -100,7 +106,7 @@ def test_run_lengths_hold_the_same_mask(tmp_path: Path, monkeypatch: pytest.Monk
     for name, share in (("polygons", 0.0), ("crowds", 1.0)):
         monkeypatch.setattr(writer, "RLE_SHARE", share)
         write_demo(tmp_path / name / "demo", num_train_objects=15, num_test_objects=2)
-        masks.append([decode_mask(record) for record in read_records(tmp_path / name, "demo")])
+        masks.append([decode_mask(record) for record in read_records(tmp_path / name)])
         instances = json.loads((tmp_path / name / "demo" / "instances.json").read_text())
         assert {bool(row["iscrowd"]) for row in instances["annotations"]} == {bool(share)}
     for polygon, crowd in zip(*masks, strict=True):
@@ -133,7 +139,7 @@ def test_sentences_are_true_of_what_the_files_show(demo_root: Path) -> None:
     folder = demo_root / "demo"
     instances = json.loads((folder / "instances.json").read_text())
     results = []
-    for record in read_records(demo_root, "demo"):
+    for record in read_records(demo_root):
         scene, ids = seen_scene(folder, record["image_id"], instances)
         for _, text in record["sentences"]:
             results.append(matches(text, scene) == [ids.index(record["ann_id"])])

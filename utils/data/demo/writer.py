@@ -165,7 +165,7 @@ def _segmentation(rng: np.random.Generator, scene: Scene, index: int, mask: np.n
     """What is seen of an object: COCO polygons, or now and then run lengths as of a crowd."""
     if rng.random() < RLE_SHARE:
         half = SUPERSAMPLING // 2
-        return _run_lengths(mask[half::SUPERSAMPLING, half::SUPERSAMPLING])
+        return run_lengths(mask[half::SUPERSAMPLING, half::SUPERSAMPLING])
     if (mask == full_mask(scene, index, scale=SUPERSAMPLING)).all():
         parts = scene.objects[index].parts
     else:
@@ -179,7 +179,7 @@ def _segmentation(rng: np.random.Generator, scene: Scene, index: int, mask: np.n
     return [[round(value, 2) for value in part.ravel().tolist()] for part in parts]
 
 
-def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """COCO's uncompressed RLE: lengths of runs of 0 and 1 in turn, column by column."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
