@@ -1,16 +1,19 @@
 """The data set that training and evaluation read: images, tokens and masks of references."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.data.refer import dataset_facts, decode_mask
-from utils.data.store import ReferStore
-from utils.data.tokenizer import tokenize
+from utils.data.facts import default_max_words
+from utils.data.masks import decode_mask
+from utils.data.store import Index, ReferStore
+from utils.data.tokenizer import check_max_words, pad_tokens
 from utils.data.transforms import Letterbox, letterbox_image, letterbox_mask
 
 # Loading is parallel by processes; OpenCV's own threads do not survive a fork.
@@ -39,15 +42,22 @@ class ReferDataset(Dataset):
         ids: int64 (L,), the tokens of the sentence, padded with 0;
         mask: uint8 (S, S) of 0 and 1, letterboxed like the image;
         index: ``i``.
+    Records and images are read when an item is asked for, so that opening costs little.
 
     Args:
         max_words: tokens kept of a sentence; None for the data set's own.
         all_sentences: an item for every sentence, in the order of the annotations; otherwise one
-            for every reference, its sentence chosen by (seed, epoch, index) and nothing else.
+            for every reference whose mask is not empty, its sentence chosen by (seed, epoch,
+            index) and nothing else.
+        left_out: names of images that are not trained on.
+
+    Attributes:
+        num_empty: references left out of training since their mask is empty.
+        num_left_out: those left out since their image is in ``left_out``.
 
     Raises:
-        ValueError: the data set or split is unknown or not packed; for an item, its image cannot
-            be read.
+        ValueError: the data set or split is unknown, not packed or has nothing to read; for an
+            item, its image cannot be read.
     """
 
     def __init__(
@@ -60,62 +70,73 @@ class ReferDataset(Dataset):
         max_words: int | None = None,
         seed: int = 0,
         all_sentences: bool = False,
+        left_out: Collection[str] = (),
     ) -> None:
+        assert not (all_sentences and left_out), "nothing is left out of an evaluation"
         self.store = ReferStore(root, dataset)
-        self.image_size, self.seed, self.all_sentences = image_size, seed, all_sentences
-        self.max_words = dataset_facts(dataset).max_words if max_words is None else max_words
+        self.split, self.image_size, self.seed = split, image_size, seed
+        self.all_sentences = all_sentences
+        self.max_words = default_max_words([dataset]) if max_words is None else max_words
+        check_max_words(self.max_words)
         self.fingerprint: str = self.store.header["fingerprint"]
-        self.records = self.store.references(split)
-        if not self.records:
-            raise ValueError(f"{self.store.path}: split {split!r} is empty")
-        self._pairs = [
-            (row, position)
-            for row, record in enumerate(self.records)
-            for position in range(len(record["sentences"]))
-        ]
-        counts = [len(record["sentences"]) for record in self.records]
-        self._first = np.cumsum([0, *counts])  # the first pair of every record
-        texts = [self.records[row]["sentences"][position][1] for row, position in self._pairs]
-        self._ids, self._num_tokens = tokenize(texts, self.max_words)
+        index = self.store.index(split)
+        self._tokens, self._num_tokens = index.tokens, index.num_tokens
+        self._first_token = _starts(index.num_tokens)  # of every sentence
+        self._first_sentence = _starts(index.num_sentences)  # of every row
+        is_empty, is_left_out = _left_out(index, left_out)
+        if all_sentences:
+            is_empty = is_left_out = np.zeros(len(index.area), bool)
+        self.num_empty, self.num_left_out = int(is_empty.sum()), int(is_left_out.sum())
+        self._rows = np.flatnonzero(~(is_empty | is_left_out))  # those that are read
+        if not len(self._rows):
+            why = f" ({self.num_empty} empty masks, {self.num_left_out} images left out)"
+            raise ValueError(
+                f"{self.store.path}: split {split!r} is empty{why if len(index.area) else ''}"
+            )
         # shared memory: workers that live longer than an epoch see the change
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
-        return len(self._pairs) if self.all_sentences else len(self.records)
+        return len(self._num_tokens) if self.all_sentences else len(self._rows)
 
     @property
     def num_truncated(self) -> int:
-        """Sentences of the split that are longer than ``max_words`` and were cut."""
-        return sum(length > self.max_words for length in self._num_tokens)
+        """Sentences that are longer than ``max_words`` and are cut."""
+        num_long = _starts(self._num_tokens > self.max_words)[self._first_sentence]
+        return int(np.diff(num_long)[self._rows].sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the sentences of an epoch, in all worker processes."""
         self._epoch.fill_(epoch)
 
-    def _pair(self, index: int) -> int:
-        """Where in the list of all sentences item ``index`` is."""
+    def _find(self, index: int) -> tuple[int, int]:
+        """Row and sentence of item ``index``, both counted from the beginning of the split."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         if self.all_sentences:
-            return index
-        first, last = self._first[index], self._first[index + 1]
+            return int(np.searchsorted(self._first_sentence, index, side="right")) - 1, index
+        row = int(self._rows[index])
+        first, last = self._first_sentence[row : row + 2]
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
-        return int(rng.integers(first, last))
+        return row, int(rng.integers(first, last))
 
     def _record(self, index: int) -> dict[str, Any]:
-        return self.records[self._pairs[self._pair(index)][0]]
+        return self.store.reference(self.split, self._find(index)[0])
+
+    def _ids(self, sentence: int) -> Tensor:
+        first, last = self._first_token[sentence : sentence + 2]
+        return pad_tokens([self._tokens[first:last].tolist()], self.max_words)[0]
 
     def info(self, index: int) -> Sample:
         """What an item is about."""
-        pair = self._pair(index)
-        row, position = self._pairs[pair]
-        record = self.records[row]
-        sentence_id, sentence = record["sentences"][position]
+        row, sentence = self._find(index)
+        record = self.store.reference(self.split, row)
+        sentence_id, text = record["sentences"][sentence - int(self._first_sentence[row])]
         return Sample(
             ref_id=record["ref_id"],
             sentence_id=sentence_id,
-            sentence=sentence,
-            num_tokens=self._num_tokens[pair],
+            sentence=text,
+            num_tokens=int(self._num_tokens[sentence]),
             **{
                 key: record[key]
                 for key in ("image_id", "file_name", "height", "width", "category_id")
@@ -137,12 +158,13 @@ class ReferDataset(Dataset):
         return decode_mask(self._record(index))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, mask = self.original(index)
-        square, box = letterbox_image(image, self.image_size)
+        row, sentence = self._find(index)
+        record = self.store.reference(self.split, row)
+        square, box = letterbox_image(self._read_image(record), self.image_size)
         return {
             "image": torch.from_numpy(square).permute(2, 0, 1).contiguous(),
-            "ids": self._ids[self._pair(index)],
-            "mask": torch.from_numpy(letterbox_mask(mask, box)),
+            "ids": self._ids(sentence),
+            "mask": torch.from_numpy(letterbox_mask(decode_mask(record), box)),
             "index": index,
         }
 
@@ -157,3 +179,17 @@ class ReferDataset(Dataset):
                 f"its annotation says {expected}; fetch it and pack it again"
             )
         return image
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Where each of the parts of these lengths begins, and where the last one ends: (N + 1,)."""
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _left_out(index: Index, names: Collection[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which references have an empty mask, and which others stand in the images: bool (N,) each."""
+    is_empty = index.area == 0
+    if not names:
+        return is_empty, np.zeros_like(is_empty)
+    listed = np.array([name.encode() for name in names], np.bytes_)
+    return is_empty, np.isin(index.file_name, listed) & ~is_empty

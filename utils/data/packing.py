@@ -1,225 +1,178 @@
-"""Packing: from REFER and image files to the LMDB files that ``store.py`` reads.
-
-Every store is written aside and renamed, so one that exists is complete, and a reader that still
-holds its predecessor keeps reading that.
-"""
+"""Packing: from a source of annotations and its image files to the LMDB files of ``store.py``."""
 
 import hashlib
-import itertools
-import json
-import os
-from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import lmdb
-from tqdm import tqdm
-
-from utils.data.refer import dataset_facts, read_records, source_files
-from utils.data.store import (
-    FORMAT,
-    HEADER,
-    close_images,
-    open_reader,
-    read_header,
-    store_path,
+from utils.data.absent import packing_command, store_path
+from utils.data.annotations import Source
+from utils.data.aside import alone_in
+from utils.data.counts import (
+    Groups,
+    Numbered,
+    files_of,
+    find_differences,
+    group_entries,
+    image_names,
+    refuse_differences,
+    shared_images,
 )
+from utils.data.image_files import Size
+from utils.data.images import ImagePacker, PackedImages, packed_marks
+from utils.data.records import pack_records
+from utils.data.store import FORMAT, ReferStore, raw_header
+from utils.data.verification import verify_dataset
+from utils.data.workers import Workers
 
-CHECKSUM = "sha256/"  # key of an image's checksum, before its name
-ITEM_BYTES = 1 << 14  # room for an item besides its own bytes: pages are rounded up
-SPARE_BYTES = 1 << 24
-ITEMS_PER_COMMIT = 512
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+__all__ = ["pack_dataset", "packed_header", "source_checksums", "verify_dataset"]
 
 
 def pack_dataset(
-    root: str | Path, dataset: str, *, force: bool = False, shows_progress: bool = False
+    root: str | Path,
+    source: Source,
+    *,
+    force: bool = False,
+    skip_bad: bool = False,
+    accept_differences: bool = False,
+    workers: int | None = None,
+    shows_progress: bool = False,
 ) -> dict[str, Any]:
     """Read a data set's files, pack its images and its references, and return the header.
 
-    Images that are packed already, for this or another data set, are read again with ``force``.
+    A command that was ended goes on where it stopped, split by split. Images that are packed
+    already, for this or another data set, stay as they are.
+
+    Args:
+        force: do everything anew, whatever is there.
+        skip_bad: leave out references whose image is missing or damaged; the header names them.
+        accept_differences: pack what is not as published; the header says what differs.
+        workers: processes; None for one a core, or this one alone for a small data set.
 
     Raises:
-        ValueError: a file is missing, damaged, or does not belong to the others.
+        ValueError: a file is missing, damaged, does not belong to the others or is not what is
+            published; another command packs into ``root``; the disk is full.
     """
+    from utils.data.tokenizer import tokenizer_name  # here, since it brings torch
+
     root = Path(root)
-    facts = dataset_facts(dataset)
-    checksums = source_checksums(root, dataset)
-    records = read_records(root, dataset)
-    names = sorted({record["file_name"] for record in records})
-    images = pack_images(
-        root / facts.images,
-        names,
-        store_path(root, facts.image_store),
+    path = store_path(root, source.dataset)
+    for store in (path, store_path(root, source.image_store)):
+        if store.is_dir():  # which could not be replaced in the end
+            raw_header(store, packing_command(root, source.dataset))
+    with alone_in(path.parent):
+        groups = group_entries(source, source.read())
+        checksums = source_checksums(source)
+        differences = find_differences(source, groups)
+        if not accept_differences:
+            refuse_differences(source, differences)
+        num_refs = sum(map(len, groups.values()))
+        packer = _image_packer(root, source, groups, force=force, skip_bad=skip_bad)
+        with Workers(workers, num_refs) as processes:
+            images = packer.pack(image_names(groups), processes, shows_progress=shows_progress)
+            groups = _good_groups(source, groups, images)
+            num_skipped = num_refs - sum(map(len, groups.values()))
+            header = {
+                "format": FORMAT,
+                "dataset": source.dataset,
+                "images": source.image_store,
+                "sources": checksums,
+                "tokenizer": tokenizer_name(),
+                "skipped": {"images": sorted(images.bad), "refs": num_skipped},
+                "differences": differences,
+                "shared_images": shared_images(groups),
+            }
+            return pack_records(
+                path, header, groups, images, processes, force=force, shows_progress=shows_progress
+            )
+
+
+def _image_packer(
+    root: Path, source: Source, groups: Groups, *, force: bool, skip_bad: bool
+) -> ImagePacker:
+    return ImagePacker(
+        store_path(root, source.image_store),
+        source.images,
+        _annotated_sizes(groups),
+        command=packing_command(root, source.dataset),
         force=force,
-        shows_progress=shows_progress,
+        skip_bad=skip_bad,
     )
-    lines = [json.dumps(record, sort_keys=True) for record in records]
-    header = {
-        "format": FORMAT,
-        "dataset": dataset,
-        "images": facts.image_store,
-        "splits": {split: _count(records, split) for split in facts.splits},
-        "sources": checksums,
-        "fingerprint": _fingerprint(lines, images),
-    }
-    items = [(HEADER, json.dumps(header).encode())]
-    for position, (record, line) in enumerate(zip(records, lines, strict=True)):
-        items.append((f"{record['split']}/{position:08d}".encode(), line.encode()))
-    size = sum(len(value) for _, value in items)
-    _write_aside(store_path(root, dataset), items, size=size, count=len(items))
-    return header
 
 
-def packed_header(root: str | Path, dataset: str) -> dict[str, Any] | None:
-    """The header of a finished store, None if there is none.
+def packed_header(root: str | Path, source: Source) -> dict[str, Any] | None:
+    """The header of a finished store; None if there is none, or one of an older format.
+
+    None, too, if its image store was made anew since, without all of its images.
 
     Raises:
-        ValueError: its source files have changed since, or its format is another.
+        ValueError: its source files have changed since, or it is none of ours.
     """
-    path = store_path(root, dataset)
-    images = store_path(root, dataset_facts(dataset).image_store)
-    if not path.is_file() or not images.is_file():
+    path = store_path(root, source.dataset)
+    images = store_path(root, source.image_store)
+    command = packing_command(root, source.dataset)
+    headers = {store: raw_header(store, command) for store in (path, images) if store.exists()}
+    for store, header in headers.items():
+        if header.get("format", 0) > FORMAT:
+            raise ValueError(
+                f"{store} has format {header['format']} and this code writes {FORMAT}; "
+                f"use the code that packed it, or pack it again: {command} --force"
+            )
+    if [header.get("format") for header in headers.values()] != [FORMAT, FORMAT]:
         return None
-    header = read_header(path)
-    present = all(file.is_file() for file in source_files(Path(root), dataset))
-    if present and source_checksums(Path(root), dataset) != header["sources"]:
+    is_present = all(file.is_file() for file in source.files)
+    if is_present and source_checksums(source) != headers[path]["sources"]:
         raise ValueError(
-            f"{path} was packed from other files than those now in {root}; "
-            f"add --force to pack these"
+            f"{path} was packed from other files than {files_of(source)}; add --force to pack these"
         )
-    return header
+    packed = ReferStore(root, source.dataset)
+    names = {name for split in packed.splits for name in packed.file_names(split)}
+    is_whole = names <= (packed_marks(images, command) or {}).keys()
+    return packed.header if is_whole else None
 
 
-def source_checksums(root: Path, dataset: str) -> dict[str, str]:
+def source_checksums(source: Source) -> dict[str, str]:
     """SHA-256 of every annotation file by its name; a missing one raises ``ValueError``."""
     checksums = {}
-    for path in source_files(root, dataset):
+    for path in source.files:
         if not path.is_file():
             raise ValueError(
                 f"{path} is missing; put it there (datasets/README.md says where it comes from)"
             )
         with path.open("rb") as file:
-            checksums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            name = str(path) if path.name in checksums else path.name
+            checksums[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return checksums
 
 
-def pack_images(
-    folder: Path, names: list[str], path: Path, *, force: bool = False, shows_progress: bool = False
-) -> dict[str, str]:
-    """Add image files to an image store; returns name -> SHA-256 for ``names``.
-
-    Images that are packed stay as they are, unless ``force`` or a file of another size lies in
-    ``folder``.
+def _annotated_sizes(groups: Groups) -> dict[str, Size | None]:
+    """Height and width of every image as its annotations give them, None if they do not.
 
     Raises:
-        ValueError: an image is missing, no JPEG, or cut short.
+        ValueError: they give two sizes for one image.
     """
-    packed = _packed_images(path)
-    sizes = {name: _file_size(folder / name) for name in names}
-    new = [
-        name
-        for name, size in sizes.items()
-        if force or name not in packed or size not in (None, packed[name][1])
-    ]
-    absent = [name for name in new if sizes[name] is None]
-    if absent:
-        raise ValueError(
-            f"{len(absent)} of {len(names)} images are not in {folder}, {absent[0]} for one; "
-            "put them there (datasets/README.md says where they come from)"
-        )
-
-    def items() -> Iterator[tuple[bytes, bytes]]:
-        yield HEADER, json.dumps({"format": FORMAT}).encode()
-        for name in tqdm(new, unit="images", disable=not shows_progress):
-            data = read_jpeg(folder / name)
-            packed[name] = hashlib.sha256(data).hexdigest(), len(data)
-            yield name.encode(), data
-            yield f"{CHECKSUM}{name}".encode(), json.dumps(packed[name]).encode()
-
-    if new:
-        total = sum(sizes[name] or 0 for name in new)
-        _write_aside(path, items(), size=total, count=2 * len(new), keep=True)
-    return {name: packed[name][0] for name in names}
+    sizes: dict[str, Size | None] = {}
+    for row in chain.from_iterable(groups.values()):
+        record = row.entry.record
+        size = None if record["height"] is None else (record["height"], record["width"])
+        if sizes.setdefault(row.file_name, size) != size:
+            raise ValueError(
+                f"{row.entry.place}: image {row.file_name} has the size {size} (height, width), "
+                f"and {sizes[row.file_name]} elsewhere in the file; correct one of them"
+            )
+    return sizes
 
 
-def _file_size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def read_jpeg(path: Path) -> bytes:
-    """The bytes of a JPEG file; ValueError if it is none or its end is missing."""
-    data = path.read_bytes()
-    if not data.startswith(JPEG_START):
-        raise ValueError(f"{path} is no JPEG file; fetch it again")
-    # no entropy-coded data contains the end marker; some files carry a few bytes behind it
-    if JPEG_END not in data[-1024:]:
-        raise ValueError(f"{path} is cut short after {len(data)} bytes; fetch it again")
-    return data
-
-
-def _packed_images(path: Path) -> dict[str, tuple[str, int]]:
-    """name -> (SHA-256, bytes) of all images that a store holds."""
-    images: dict[str, tuple[str, int]] = {}
-    if not path.is_file():
-        return images
-    close_images(path)
-    read_header(path)
-    with open_reader(path) as environment, environment.begin() as transaction:
-        cursor = transaction.cursor()
-        found = cursor.set_range(CHECKSUM.encode())
-        while found and cursor.key().startswith(CHECKSUM.encode()):
-            checksum, size = json.loads(cursor.value())
-            images[cursor.key().decode()[len(CHECKSUM) :]] = checksum, size
-            found = cursor.next()
-    return images
-
-
-def _count(records: list[dict[str, Any]], split: str) -> dict[str, int]:
-    chosen = [record for record in records if record["split"] == split]
-    return {
-        "refs": len(chosen),
-        "sentences": sum(len(record["sentences"]) for record in chosen),
-        "images": len({record["file_name"] for record in chosen}),
-    }
-
-
-def _fingerprint(lines: Iterable[str], images: dict[str, str]) -> str:
-    digest = hashlib.sha256(f"format {FORMAT}\n".encode())
-    for line in lines:
-        digest.update(f"{line}\n".encode())
-    for name, checksum in sorted(images.items()):
-        digest.update(f"{checksum}  {name}\n".encode())
-    return digest.hexdigest()
-
-
-def _write_aside(
-    path: Path,
-    items: Iterable[tuple[bytes, bytes]],
-    *,
-    size: int,
-    count: int,
-    keep: bool = False,
-) -> None:
-    """Write items to a file beside ``path`` that takes its place at the end.
-
-    ``size`` and ``count`` are the bytes and the items to come; with ``keep`` they are added to
-    what ``path`` already holds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.part")
-    aside.unlink(missing_ok=True)
-    if keep and path.is_file():
-        with open_reader(path) as environment, aside.open("wb") as file:
-            environment.copyfd(file.fileno())
-        size += aside.stat().st_size
-    room = size + (count + 1) * ITEM_BYTES + SPARE_BYTES
-    items = iter(items)
-    # nobody else knows the file aside, so it needs no lock
-    with lmdb.open(str(aside), subdir=False, lock=False, map_size=room) as environment:
-        # in pieces, as LMDB keeps what is not committed in memory
-        while piece := list(itertools.islice(items, ITEMS_PER_COMMIT)):
-            with environment.begin(write=True) as transaction:
-                for key, value in piece:
-                    transaction.put(key, value)
-    os.replace(aside, path)
+def _good_groups(source: Source, groups: Groups, images: PackedImages) -> Groups:
+    """The references whose image is packed, with the image's size where theirs is unknown."""
+    good: dict[str, list[Numbered]] = {split: [] for split in groups}
+    for split, rows in groups.items():
+        for position, entry in rows:
+            record = entry.record
+            if mark := images.marks.get(record["file_name"]):
+                if record["height"] is None:
+                    record = record | {"height": mark.height, "width": mark.width}
+                good[split].append(Numbered(position, entry._replace(record=record)))
+    if not any(good.values()):
+        raise ValueError(f"{source.images}: no image of {source.dataset} can be packed")
+    return good

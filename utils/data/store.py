@@ -1,120 +1,246 @@
 """Packed data sets: LMDB files of JSON records and of images as their original bytes.
 
-``ROOT/lmdb/DATASET.lmdb`` holds a header and one record a reference, ``ROOT/lmdb/IMAGES.lmdb``
-every image once, shared by the data sets that use it. ``packing.py`` writes them.
+``ROOT/lmdb/DATASET.lmdb`` holds a header, one record a reference and an index of every split,
+``ROOT/lmdb/IMAGES.lmdb`` every image once, shared by the data sets that use it. ``packing.py``
+writes them.
 """
 
+import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import lmdb
+import numpy as np
 
-from utils.data.refer import check_split, dataset_facts
+from utils.data import facts
+from utils.data.absent import explain_absent, foreign_message, packing_command, store_path
 
-FORMAT = 1
+FORMAT = 2
 HEADER = b"header"
+FOREIGN_KEYS = (b"__keys__", b"__len__")  # of the tools of CRIS, ETRIS and BarLeRIa
 
 
-def store_path(root: str | Path, name: str) -> Path:
-    """Where a packed data set, or the images of several, lie."""
-    return Path(root) / "lmdb" / f"{name}.lmdb"
+class Index(NamedTuple):
+    """A split without its texts and masks; N references, M expressions.
+
+    Attributes:
+        position: int32 (N,), place of the reference in the annotation files.
+        num_sentences: int32 (N,).
+        area: int64 (N,), pixels of the mask.
+        file_name: bytes (N,), UTF-8 name of the image.
+        num_tokens: int32 (M,), start and end included.
+        tokens: uint16, those of all expressions one after the other, none cut.
+    """
+
+    position: np.ndarray
+    num_sentences: np.ndarray
+    area: np.ndarray
+    file_name: np.ndarray
+    num_tokens: np.ndarray
+    tokens: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """The arrays as an uncompressed ``.npz`` file."""
+        file = io.BytesIO()
+        np.savez(file, **self._asdict())
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Index":
+        """The inverse of ``to_bytes``; ``lmdb.CorruptedError`` if it is none."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in cls._fields})
+        except (ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile) as error:
+            raise lmdb.CorruptedError("an index in it is damaged") from error
 
 
-def open_reader(path: Path) -> Any:
-    """An LMDB environment for reading, to be closed by the caller."""
-    return lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+def record_key(split: str, row: int) -> bytes:
+    """Where the record of a split's reference ``row`` lies."""
+    return f"{split}/{row:08d}".encode()
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """What a store says of itself; ValueError if it is none of ours or of another format."""
-    try:
-        with open_reader(path) as environment, environment.begin() as transaction:
-            header = json.loads(transaction.get(HEADER) or b"{}")
-    except lmdb.Error as error:
-        raise ValueError(f"{path} is no readable store ({error}); pack it again") from error
-    if header.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {header.get('format')} and this code reads {FORMAT}; "
-            "pack it again with tools/prepare_datasets.py --force"
-        )
-    return header
+def index_key(split: str) -> bytes:
+    """Where the index of a split lies."""
+    return f"index/{split}".encode()
 
 
 class ReferStore:
     """Reads one packed data set; holds no open file, so it can be sent to other processes.
 
     Attributes:
-        header: format, dataset, images, splits (name -> refs, sentences, images), sources (file
-            -> SHA-256) and fingerprint (SHA-256 over all records and their images).
+        header: format, dataset, images (name of the image store), splits (name -> counts), sources
+            (file -> SHA-256), fingerprint (SHA-256 over all records and their images), and what
+            was out of the ordinary: skipped, differences, shared_images.
+        splits: names of its splits.
 
     Raises:
-        ValueError: the data set is unknown, not packed, or packed in another format.
+        ValueError: the data set is unknown, not packed, or packed by other tools or in another
+            format.
     """
 
     def __init__(self, root: str | Path, dataset: str) -> None:
         self.dataset = dataset
         self.path = store_path(root, dataset)
-        self.images_path = store_path(root, dataset_facts(dataset).image_store)
-        for path in (self.path, self.images_path):
-            if not path.is_file():
-                raise ValueError(
-                    f"{path} is missing; make it with: python tools/prepare_datasets.py "
-                    f"--dataset {dataset} --root {root}"
-                )
-        self.header = read_header(self.path)
+        if not self.path.exists():
+            raise ValueError(explain_absent(root, dataset))
+        self._command = packing_command(root, dataset)
+        self.header = read_header(self.path, self._command)
+        if "splits" not in self.header:
+            raise ValueError(f"{self.path} holds images, no data set; name one that uses them")
+        self.splits: tuple[str, ...] = tuple(self.header["splits"])
+        self.images_path = store_path(root, self.header["images"])
+        if not self.images_path.exists():
+            raise ValueError(f"{self.images_path} is missing; make it with: {self._command}")
+        read_header(self.images_path, self._command)
+
+    def check_split(self, split: str) -> None:
+        """``ValueError`` names the splits if ``split`` is none of them."""
+        facts.check_split(self.dataset, split, self.splits)
 
     def references(self, split: str) -> list[dict[str, Any]]:
-        """All records of a split, in the order of the annotation file (see ``read_records``)."""
-        check_split(self.dataset, split)
-        prefix = f"{split}/".encode()
-        records = []
-        with open_reader(self.path) as environment, environment.begin() as transaction:
-            cursor = transaction.cursor()
-            found = cursor.set_range(prefix)
-            while found and cursor.key().startswith(prefix):
-                records.append(json.loads(cursor.value()))
-                found = cursor.next()
-        return records
+        """All records of a split, in the order of the annotation file."""
+        self.check_split(split)
+        with readable(self.path, self._command):
+            return [json.loads(value) for _, value in scan(open_store(self.path), f"{split}/")]
+
+    def reference(self, split: str, row: int) -> dict[str, Any]:
+        """One record of a split; ``IndexError`` beyond its end."""
+        self.check_split(split)
+        if not 0 <= row < self.header["splits"][split]["refs"]:
+            raise IndexError(f"reference {row} of {split}")
+        return json.loads(self._read(self.path, record_key(split, row)))
+
+    def index(self, split: str) -> Index:
+        """What is known of a split without reading its records."""
+        self.check_split(split)
+        data = self._read(self.path, index_key(split))
+        with readable(self.path, self._command):
+            return Index.from_bytes(data)
+
+    def file_names(self, split: str) -> set[str]:
+        """Names of the images of a split."""
+        return {name.decode() for name in np.unique(self.index(split).file_name)}
 
     def image(self, file_name: str) -> bytes:
         """The bytes of an image file as they were packed."""
-        with _images(self.images_path).begin() as transaction:
-            data = transaction.get(file_name.encode())
+        return self._read(self.images_path, file_name.encode())
+
+    def _read(self, path: Path, key: bytes) -> bytes:
+        with readable(path, self._command), open_store(path).begin() as transaction:
+            data = transaction.get(key)
         if data is None:
-            raise ValueError(
-                f"{self.images_path} holds no image {file_name}; "
-                f"pack {self.dataset} again with tools/prepare_datasets.py --force"
-            )
+            what = f"image {key.decode()}" if path == self.images_path else key.decode()
+            raise ValueError(f"{path} holds no {what}; pack again: {self._command} --force")
         return data
+
+
+def read_header(path: Path, command: str) -> dict[str, Any]:
+    """What a store says of itself; ``command`` packs it.
+
+    Raises:
+        ValueError: it is none of ours, damaged, or of another format.
+    """
+    header = raw_header(path, command)
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {header.get('format')} and this code reads {FORMAT}; "
+            f"pack it again: {command}"
+        )
+    return header
+
+
+def raw_header(path: Path, command: str) -> dict[str, Any]:
+    """The header of a store of any format of ours; ``ValueError`` like ``read_header``."""
+    if path.is_dir():
+        raise ValueError(foreign_message(path, command, is_in_the_way=True))
+    with readable(path, command):
+        with open_store(path).begin() as transaction:
+            data = transaction.get(HEADER)
+            is_foreign = data is None and any(transaction.get(key) for key in FOREIGN_KEYS)
+        header = dict(json.loads(data or b"{}"))
+    if is_foreign:
+        raise ValueError(foreign_message(path, command, is_in_the_way=True))
+    return header
+
+
+@contextmanager
+def readable(path: Path, command: str) -> Iterator[None]:
+    """Turn what a damaged store raises into a ``ValueError``; ``command`` packs it."""
+    try:
+        yield
+    except (lmdb.Error, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(
+            f"{path} is no readable store ({reason}); pack it again: {command} --force"
+        ) from error
+
+
+def scan(environment: Any, prefix: str) -> Iterator[tuple[str, bytes]]:
+    """All keys that begin with ``prefix``, without it, and their values, in order."""
+    start = prefix.encode()
+    with environment.begin() as transaction:
+        cursor = transaction.cursor()
+        found = cursor.set_range(start)
+        while found and cursor.key().startswith(start):
+            yield cursor.key()[len(start) :].decode(), cursor.value()
+            found = cursor.next()
 
 
 class _Opened(NamedTuple):
     environment: Any
     process: int
-    file: tuple[int, int]
 
 
-_OPENED: dict[Path, _Opened] = {}
+_OPENED: dict[tuple[int, int], _Opened] = {}  # by device and inode
 
 
-def _images(path: Path) -> Any:
-    """The process's one environment of an image store, opened at first use.
+def open_store(path: Path) -> Any:
+    """The process's one environment of a store for reading, opened at first use.
 
-    One for all data sets on the same images, since LMDB refuses to open a file twice. It is opened
-    anew after a fork, which LMDB handles must not cross, and where another file took its place.
+    One for all readers, since LMDB refuses to open a file twice. It is opened anew after a fork,
+    which LMDB handles must not cross, and where another file took its place.
+
+    Raises:
+        lmdb.Error: the file is no LMDB file, or its end is missing.
+        OSError: it is gone.
     """
-    status = os.stat(path)
-    identity = (status.st_ino, status.st_mtime_ns)
-    opened = _OPENED.get(path)
-    if opened is None or (opened.process, opened.file) != (os.getpid(), identity):
-        close_images(path)
-        opened = _OPENED[path] = _Opened(open_reader(path), os.getpid(), identity)
+    identity = _identity(path)
+    opened = _OPENED.get(identity)
+    if opened is None or opened.process != os.getpid():
+        close_store(path)
+        opened = _OPENED[identity] = _Opened(open_reader(path), os.getpid())
     return opened.environment
 
 
-def close_images(path: Path) -> None:
-    """Close this process's environment of an image store, if it has one."""
-    if opened := _OPENED.pop(path, None):
+def open_reader(path: Path) -> Any:
+    """An LMDB environment for reading, to be closed by the caller; ``lmdb.Error`` if damaged."""
+    if not path.stat().st_size:
+        raise lmdb.InvalidError("it is empty")
+    environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+    if path.stat().st_size < used_bytes(environment):
+        environment.close()
+        # LMDB would read beyond the end of the file, which ends the process
+        raise lmdb.CorruptedError("its end is missing")
+    return environment
+
+
+def used_bytes(environment: Any) -> int:
+    """Up to where the file of an environment is in use."""
+    return (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+
+
+def close_store(path: Path) -> None:
+    """Close this process's environment of a store, if it has one."""
+    if path.exists() and (opened := _OPENED.pop(_identity(path), None)):
         opened.environment.close()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

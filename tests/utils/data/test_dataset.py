@@ -2,7 +2,9 @@
 
 import pickle
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils.data.dataset import ReferDataset
-from utils.data.store import close_images, store_path
+from utils.data.packing import pack_dataset
+from utils.data.store import ReferStore, close_store, store_path
 from utils.data.tokenizer import tokenize
 from utils.data.transforms import restore_logits
 
 SIZE = 96
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def test_the_sentence_depends_on_seed_epoch_and_sample(
     reseeded = ReferDataset(demo_root, "demo", "train", image_size=SIZE, seed=6)
     assert chosen(reseeded, 2) != chosen(train, 2)
     over_epochs = zip(*(chosen(train, epoch) for epoch in range(30)), strict=True)
-    counts = [len(record["sentences"]) for record in train.records]
+    counts = [len(record["sentences"]) for record in train.store.references("train")]
     assert [len(set(ids)) for ids in over_epochs] == counts, "every sentence has its turn"
 
 
@@ -98,10 +102,114 @@ def test_tokens_belong_to_the_chosen_sentence(train: ReferDataset) -> None:
 
 def test_cut_sentences_are_counted(demo_root: Path, train: ReferDataset) -> None:
     short = ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_words=6)
-    texts = [text for record in short.records for _, text in record["sentences"]]
+    records = short.store.references("train")
+    texts = [text for record in records for _, text in record["sentences"]]
     lengths = tokenize(texts, 6)[1]
     assert short.num_truncated == sum(length > 6 for length in lengths) > 0
     assert train.num_truncated == 0
+    with pytest.raises(ValueError, match="max_words is 2"):
+        ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_words=2)
+
+
+@pytest.mark.parametrize("max_words", [3, 5, 6, 17, 40])
+def test_tokens_are_those_of_the_sentences(demo_root: Path, max_words: int) -> None:
+    dataset = ReferDataset(
+        demo_root, "demo", "testB", image_size=8, max_words=max_words, all_sentences=True
+    )
+    samples = [dataset.info(index) for index in range(len(dataset))]
+    ids, lengths = tokenize([sample.sentence for sample in samples], max_words)
+    assert [sample.num_tokens for sample in samples] == lengths
+    found = torch.stack([dataset[index]["ids"] for index in range(len(dataset))])
+    torch.testing.assert_close(found, ids)
+
+
+def test_opening_reads_no_record_and_no_image(
+    demo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("read before anything was asked for")
+
+    for name in ("reference", "references", "image"):
+        monkeypatch.setattr(ReferStore, name, refuse)
+    dataset = ReferDataset(demo_root, "demo", "train", image_size=SIZE)
+    assert len(dataset) > 0 and dataset.num_truncated == 0
+    with pytest.raises(AssertionError, match="before anything"):
+        dataset[0]
+
+
+def test_opening_needs_no_tokenizer(demo_root: Path) -> None:
+    code = (
+        "import sys; from utils.data.dataset import ReferDataset\n"
+        f"dataset = ReferDataset({str(demo_root)!r}, 'demo', 'train', image_size=32)\n"
+        "print(dataset[0]['ids'].shape, 'open_clip' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "torch.Size([17]) False\n"
+
+
+def chosen_before(dataset: ReferDataset, epoch: int, rows: list[int]) -> list[int]:
+    """Sentences as they were chosen when all records were in memory: by place among ``rows``."""
+    records = dataset.store.references("train")
+    pairs = [sentence_id for row in rows for sentence_id, _ in records[row]["sentences"]]
+    first = np.cumsum([0, *(len(records[row]["sentences"]) for row in rows)])
+    return [
+        pairs[np.random.default_rng((5, epoch, i)).integers(first[i], first[i + 1])]
+        for i in range(len(rows))
+    ]
+
+
+def test_the_choice_of_sentences_stays_what_it_was(train: ReferDataset) -> None:
+    for epoch in (0, 1, 7):
+        train.set_epoch(epoch)
+        found = [train.info(index).sentence_id for index in range(len(train))]
+        assert found == chosen_before(train, epoch, list(range(len(train))))
+
+
+def test_images_are_left_out_of_training(demo_root: Path, train: ReferDataset) -> None:
+    records = train.store.references("train")
+    names = {records[row]["file_name"] for row in (0, 30, 60)}
+    rows = [row for row, record in enumerate(records) if record["file_name"] not in names]
+    dataset = ReferDataset(
+        demo_root, "demo", "train", image_size=SIZE, max_words=6, seed=5, left_out=names | {"ü.jpg"}
+    )
+    assert (len(dataset), dataset.num_left_out) == (len(rows), len(records) - len(rows))
+    assert (dataset.num_empty, train.num_left_out, train.num_empty) == (0, 0, 0)
+    found = [dataset.info(index) for index in range(len(dataset))]
+    assert [sample.ref_id for sample in found] == [records[row]["ref_id"] for row in rows]
+    assert [sample.sentence_id for sample in found] == chosen_before(dataset, 0, rows)
+    texts = [text for row in rows for _, text in records[row]["sentences"]]
+    assert dataset.num_truncated == sum(length > 6 for length in tokenize(texts, 6)[1])
+    index = next(i for i in range(len(dataset)) if rows[i] != i)
+    np.testing.assert_array_equal(dataset.truth(index), train.truth(rows[index]))
+    for left in (train, dataset):
+        with pytest.raises(IndexError):
+            left.info(len(left))
+    with pytest.raises(ValueError, match=r"'train' is empty \(0 empty masks, 61 .*left out\)"):
+        everything = {record["file_name"] for record in records}
+        ReferDataset(demo_root, "demo", "train", image_size=SIZE, left_out=everything)
+
+
+def test_empty_masks_are_left_out_of_training_alone(copy_as: Callable, tmp_path: Path) -> None:
+    def empty(refs: list, instances: dict) -> None:
+        for row in instances["annotations"]:
+            if row["id"] in (refs[0]["ann_id"], refs[7]["ann_id"]):
+                row["segmentation"], row["iscrowd"] = [[-9, -9, -9, -5, -5, -5]], 0
+
+    source = copy_as("refcoco", range(20), change=empty)
+    pack_dataset(tmp_path, source, accept_differences=True)
+    train = ReferDataset(tmp_path, "refcoco", "train", image_size=SIZE)
+    assert (len(train), train.num_empty, train.num_left_out) == (18, 2, 0)
+    assert all(train.truth(index).any() for index in range(18))
+    names = {train.store.reference("train", 0)["file_name"]}
+    fewer = ReferDataset(tmp_path, "refcoco", "train", image_size=SIZE, left_out=names)
+    assert fewer.num_empty == 2 and len(fewer) == 18 - fewer.num_left_out < 18
+    scored = ReferDataset(tmp_path, "refcoco", "train", image_size=SIZE, all_sentences=True)
+    assert len(scored) == scored.store.header["splits"]["train"]["sentences"]
+    assert scored.num_empty == 0 and not scored.truth(0).any()
+    with pytest.raises(ValueError, match=r"refcoco\.lmdb: split 'val' is empty$"):
+        ReferDataset(tmp_path, "refcoco", "val", image_size=SIZE)
 
 
 def test_image_and_mask_stay_together(val: ReferDataset) -> None:
@@ -146,7 +254,7 @@ def test_persistent_workers_see_a_new_epoch(train: ReferDataset) -> None:
 def test_a_pickled_data_set_reads_on(train: ReferDataset) -> None:
     expected = train[0]["image"]
     data = pickle.dumps(train)
-    assert len(data) < 200_000, "no image goes along"
+    assert len(data) < 20_000, "no image and no record goes along"
     torch.testing.assert_close(pickle.loads(data)[0]["image"], expected)
 
 
@@ -157,7 +265,7 @@ def test_an_unreadable_image_is_named(demo_root: Path, tmp_path: Path, damage: s
     name, path = dataset.info(0).file_name, store_path(tmp_path, "demo-images")
     cut = dataset.store.image(name)[:20]
     other = cv2.imencode(".jpg", np.zeros((8, 9, 3), np.uint8))[1].tobytes()
-    close_images(path)
+    close_store(path)
     with (
         lmdb.open(str(path), subdir=False, lock=False) as environment,
         environment.begin(write=True) as transaction,
@@ -168,7 +276,7 @@ def test_an_unreadable_image_is_named(demo_root: Path, tmp_path: Path, damage: s
 
 
 def test_unknown_and_unpacked_data_sets(demo_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="known are demo, refcoco"):
+    with pytest.raises(ValueError, match="did you mean 'refcoco'"):
         ReferDataset(demo_root, "coco", "train", image_size=SIZE)
     with pytest.raises(ValueError, match="it has train, val, testA, testB"):
         ReferDataset(demo_root, "demo", "test", image_size=SIZE)

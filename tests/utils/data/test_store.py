@@ -1,177 +1,231 @@
-"""Packed stores: complete or absent, shared images, and what is said of mistakes."""
+"""Packed stores: what was put in comes out, and what is said of anything else."""
 
-import hashlib
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
-import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import pytest
 
-from utils.data import packing
+from utils.data.annotations import Source
+from utils.data.masks import decode_mask, to_record
 from utils.data.packing import pack_dataset, packed_header
-from utils.data.refer import read_records, read_refs
-from utils.data.store import ReferStore, store_path
+from utils.data.refer import refer_source
+from utils.data.store import ReferStore, close_store, store_path
+from utils.data.tokenizer import encode
 
-
-def copy_as(root: Path, target: Path, dataset: str, *, first: int, last: int) -> None:
-    """The demo's references ``first`` to ``last`` as if they were another data set."""
-    folder = target / dataset
-    folder.mkdir(parents=True, exist_ok=True)
-    refs = read_refs(root / "demo" / "refs(unc).p")[first:last]
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
-    shutil.copy(root / "demo" / "instances.json", folder)
-    shutil.copytree(root / "demo" / "images", target / "images/train2014", dirs_exist_ok=True)
-
-
-def num_images(path: Path) -> int:
-    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment:
-        return (environment.stat()["entries"] - 1) // 2
+Copy = Callable[..., Source]
 
 
 def test_records_and_images_come_back_as_they_were(demo_root: Path) -> None:
-    store = ReferStore(demo_root, "demo")
-    records = read_records(demo_root, "demo")
-    for split in ("train", "val", "testA", "testB"):
-        assert store.references(split) == [row for row in records if row["split"] == split]
+    store, source = ReferStore(demo_root, "demo"), refer_source(demo_root, "demo")
+    records = [to_record(entry) for entry in source.read()]
+    assert store.splits == ("train", "val", "testA", "testB")
+    for split in store.splits:
+        expected = [row for row in records if row["split"] == split]
+        assert store.references(split) == expected
+        assert [store.reference(split, row) for row in range(len(expected))] == expected
+        assert store.file_names(split) == {row["file_name"] for row in expected}
     for name in {record["file_name"] for record in records}:
-        assert store.image(name) == (demo_root / "demo" / "images" / name).read_bytes()
+        assert store.image(name) == (source.images / name).read_bytes()
 
 
-def test_header_counts_and_checksums(demo_root: Path) -> None:
-    header = ReferStore(demo_root, "demo").header
-    records = [row for row in read_records(demo_root, "demo") if row["split"] == "val"]
-    assert header["splits"]["val"] == {
-        "refs": len(records),
-        "sentences": sum(len(record["sentences"]) for record in records),
-        "images": len({record["file_name"] for record in records}),
-    }
-    for name, checksum in header["sources"].items():
-        data = (demo_root / "demo" / name).read_bytes()
-        assert checksum == hashlib.sha256(data).hexdigest()
-    assert len(header["fingerprint"]) == 64
+def test_the_index_agrees_with_the_records(demo_root: Path) -> None:
+    store = ReferStore(demo_root, "demo")
+    order = [entry.record["ref_id"] for entry in refer_source(demo_root, "demo").read()]
+    for split in store.splits:
+        index, records = store.index(split), store.references(split)
+        assert [order[place] for place in index.position] == [row["ref_id"] for row in records]
+        assert index.num_sentences.tolist() == [len(row["sentences"]) for row in records]
+        assert index.area.tolist() == [decode_mask(row).sum() for row in records]
+        assert [name.decode() for name in index.file_name] == [row["file_name"] for row in records]
+        tokens = [encode(text) for row in records for _, text in row["sentences"]]
+        assert index.num_tokens.tolist() == [len(ids) for ids in tokens]
+        assert index.tokens.tolist() == [token for ids in tokens for token in ids]
+        types = [array.dtype for array in index]
+        assert types[:3] == [np.int32, np.int32, np.int64] and types[4:] == [np.int32, np.uint16]
 
 
-def test_fingerprint_follows_the_content(demo_root: Path, tmp_path: Path) -> None:
-    copy_as(demo_root, tmp_path, "refcoco", first=0, last=20)
-    first = pack_dataset(tmp_path, "refcoco")["fingerprint"]
-    assert pack_dataset(tmp_path, "refcoco")["fingerprint"] == first
-    copy_as(demo_root, tmp_path, "refcoco", first=0, last=19)
-    assert pack_dataset(tmp_path, "refcoco")["fingerprint"] != first
-    copy_as(demo_root, tmp_path, "refcoco", first=0, last=20)
-    name = ReferStore(tmp_path, "refcoco").references("train")[0]["file_name"]
-    with (tmp_path / "images/train2014" / name).open("ab") as file:
-        file.write(b"x")
-    assert pack_dataset(tmp_path, "refcoco")["fingerprint"] != first
+def test_names_beyond_ascii_come_back(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(8))
+    entries = source.read()
+    old, new = entries[0].record["file_name"], "klinik/β-Aufnahme 1.jpg"
+    (source.images / "klinik").mkdir()
+    (source.images / old).rename(source.images / new)
+    for entry in entries:
+        if entry.record["file_name"] == old:
+            entry.record["file_name"] = new
+    source = source._replace(read=lambda: entries, dataset="mine", published={})
+    pack_dataset(tmp_path, source)
+    store = ReferStore(tmp_path, "mine")
+    assert store.splits == ("train",), "the others are neither there nor published"
+    assert new in store.file_names("train")
+    assert store.image(new) == (source.images / new).read_bytes()
 
 
-def test_data_sets_on_the_same_images_share_them(demo_root: Path, tmp_path: Path) -> None:
-    copy_as(demo_root, tmp_path, "refcoco", first=0, last=20)
-    copy_as(demo_root, tmp_path, "refcoco+", first=10, last=40)
-    pack_dataset(tmp_path, "refcoco")
-    images = store_path(tmp_path, "coco-images")
-    store = ReferStore(tmp_path, "refcoco")
-    name = store.references("train")[0]["file_name"]
-    before, data = num_images(images), store.image(name)
-    shutil.rmtree(tmp_path / "images/train2014")
-    with pytest.raises(ValueError, match=r"images are not in .*train2014, COCO_"):
-        pack_dataset(tmp_path, "refcoco+")
-    copy_as(demo_root, tmp_path, "refcoco+", first=10, last=40)
-    pack_dataset(tmp_path, "refcoco+")
-    names = {
-        row["file_name"] for name in ("refcoco", "refcoco+")
-        for row in ReferStore(tmp_path, name).references("train")
-    }  # fmt: skip
-    assert num_images(images) == len(names) > before
-    assert store.image(name) == data, "a reader notices that the file was replaced"
+def read_again(store: ReferStore, expected: bytes) -> None:
+    assert store.image(store.reference("val", 0)["file_name"]) == expected
 
 
-def test_a_killed_pack_leaves_no_store(demo_root: Path, tmp_path: Path) -> None:
-    copy_as(demo_root, tmp_path, "refcoco", first=0, last=30)
-    process = os.fork()
-    if not process:
-        read, calls = packing.read_jpeg, []
-
-        def read_and_die(path: Path) -> bytes:
-            calls.append(path)
-            if len(calls) > 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return read(path)
-
-        packing.read_jpeg = read_and_die
-        pack_dataset(tmp_path, "refcoco")
-        os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(process, 0)[1])
-    assert not list((tmp_path / "lmdb").glob("*.lmdb"))
-    assert packed_header(tmp_path, "refcoco") is None
-    with pytest.raises(ValueError, match=r"prepare_datasets\.py --dataset refcoco"):
-        ReferStore(tmp_path, "refcoco")
-    pack_dataset(tmp_path, "refcoco")
-    assert sorted(path.name for path in (tmp_path / "lmdb").iterdir()) == [
-        "coco-images.lmdb",
-        "refcoco.lmdb",
-    ]
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_on(demo_root: Path, method: str) -> None:
+    store = ReferStore(demo_root, "demo")
+    expected = store.image(store.reference("val", 0)["file_name"])
+    arguments = (pickle.loads(pickle.dumps(store)), expected)
+    process = multiprocessing.get_context(method).Process(target=read_again, args=arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    read_again(store, expected)
 
 
-@pytest.mark.parametrize(("damage", "message"), [("cut", "cut short"), ("html", "no JPEG file")])
-def test_damaged_images_are_named(
-    demo_root: Path, tmp_path: Path, damage: str, message: str
-) -> None:
-    copy_as(demo_root, tmp_path, "refcoco", first=0, last=5)
-    name = read_records(tmp_path, "refcoco")[2]["file_name"]
-    path = tmp_path / "images/train2014" / name
-    path.write_bytes(path.read_bytes()[:-1500] if damage == "cut" else b"<html>404</html>")
-    with pytest.raises(ValueError, match=f"{name} is {message}"):
-        pack_dataset(tmp_path, "refcoco")
-    assert not list((tmp_path / "lmdb").glob("*.lmdb"))
-
-
-def test_changed_sources_are_noticed(demo_root: Path, tmp_path: Path) -> None:
-    copy_as(demo_root, tmp_path, "refcoco", first=0, last=8)
-    header = pack_dataset(tmp_path, "refcoco")
-    assert packed_header(tmp_path, "refcoco") == header
-    copy_as(demo_root, tmp_path, "refcoco", first=0, last=9)
-    with pytest.raises(ValueError, match=r"packed from other files .* --force"):
-        packed_header(tmp_path, "refcoco")
-    shutil.rmtree(tmp_path / "refcoco")
-    assert packed_header(tmp_path, "refcoco") == header, "the store alone is enough"
-
-
-def test_force_reads_images_again(demo_root: Path, tmp_path: Path) -> None:
-    copy_as(demo_root, tmp_path, "refcoco", first=0, last=8)
-    pack_dataset(tmp_path, "refcoco")
-    name = read_records(tmp_path, "refcoco")[0]["file_name"]
-    path = tmp_path / "images/train2014" / name
-    changed = bytearray(path.read_bytes())
-    changed[-40] ^= 1
-    path.write_bytes(changed)
-    pack_dataset(tmp_path, "refcoco", force=True)
-    assert ReferStore(tmp_path, "refcoco").image(name) == bytes(changed)
-
-
-def test_other_formats_and_other_files_are_refused(demo_root: Path, tmp_path: Path) -> None:
-    shutil.copytree(demo_root / "lmdb", tmp_path / "lmdb")
-    path = store_path(tmp_path, "demo")
+def put(path: Path, items: dict[bytes, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    close_store(path)
     with (
         lmdb.open(str(path), subdir=False, lock=False) as environment,
         environment.begin(write=True) as transaction,
     ):
-        transaction.put(b"header", json.dumps({"format": 99}).encode())
-    with pytest.raises(ValueError, match=r"demo\.lmdb has format 99"):
-        ReferStore(tmp_path, "demo")
-    path.write_bytes(b"something else" * 1000)
-    with pytest.raises(ValueError, match=r"demo\.lmdb is no readable store"):
-        ReferStore(tmp_path, "demo")
+        for key, value in items.items():
+            transaction.put(key, value)
 
 
-def test_unknown_names_list_the_known_ones(demo_root: Path) -> None:
-    with pytest.raises(ValueError, match="known are demo, refcoco"):
+@pytest.fixture
+def root(demo_root: Path, tmp_path: Path) -> Path:
+    shutil.copytree(demo_root / "lmdb", tmp_path / "lmdb")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-images"])
+def test_an_older_format_is_packed_again(demo_root: Path, root: Path, name: str) -> None:
+    put(store_path(root, name), {b"header": json.dumps({"format": 1}).encode()})
+    with pytest.raises(ValueError, match=rf"{name}\.lmdb has format 1 .*: python tools/prep"):
+        ReferStore(root, "demo")
+    source = refer_source(demo_root, "demo")
+    assert packed_header(root, source) is None
+    assert pack_dataset(root, source)["format"] == 2
+    assert (
+        ReferStore(root, "demo").header["fingerprint"] == packed_header(root, source)["fingerprint"]
+    )
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-images"])
+def test_a_newer_format_is_refused(demo_root: Path, root: Path, name: str) -> None:
+    put(store_path(root, name), {b"header": json.dumps({"format": 99}).encode()})
+    for function in (
+        lambda: ReferStore(root, "demo"),
+        lambda: packed_header(root, refer_source(demo_root, "demo")),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}\.lmdb has format 99 and this code"):
+            function()
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-images"])
+@pytest.mark.parametrize("damage", ["text", "cut", "empty"])
+def test_damaged_stores_are_refused(demo_root: Path, root: Path, name: str, damage: str) -> None:
+    path = store_path(root, name)
+    if damage == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        path.write_bytes(b"something else" * 1000 if damage == "text" else b"")
+    message = rf"{name}\.lmdb is no readable store \(.*--dataset demo --root .* --force"
+    with pytest.raises(ValueError, match=message):
+        ReferStore(root, "demo")
+    source = refer_source(demo_root, "demo")
+    with pytest.raises(ValueError, match=message):
+        packed_header(root, source)
+    assert pack_dataset(root, source, force=True)["format"] == 2
+    assert ReferStore(root, "demo").references("val")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda _: b"x", lambda _: b""])
+def test_a_damaged_index_is_refused(root: Path, damage: Callable[[bytes], bytes]) -> None:
+    store = ReferStore(root, "demo")
+    index = damage(store.index("val").to_bytes())
+    put(store.path, {b"index/val": index})
+    with pytest.raises(ValueError, match=r"demo\.lmdb is no readable store \(an index"):
+        store.index("val")
+
+
+# a pickle of a list of bytes; reading it must not be tried
+FOREIGN = {b"__keys__": pickle.dumps([b"0"]), b"__len__": pickle.dumps(1), b"0": b"\x80\x04}."}
+
+
+@pytest.mark.parametrize("place", ["refcoco/train.lmdb", "refcoco.lmdb", "refcoco.lmdb/data.mdb"])
+def test_stores_of_other_tools_are_recognised(copy_as: Copy, tmp_path: Path, place: str) -> None:
+    path = tmp_path / "lmdb" / place
+    put(path, FOREIGN)
+    with pytest.raises(
+        ValueError, match=r"packed by other tools, those of CRIS, ETRIS or Bar"
+    ) as info:
+        ReferStore(tmp_path, "refcoco")
+    command = f"python tools/prepare_datasets.py --dataset refcoco --root {tmp_path}"
+    assert str(info.value).endswith(command)
+    is_in_the_way = not place.startswith("refcoco/")
+    assert ("move it away and rebuild" in str(info.value)) == is_in_the_way
+    source = copy_as("refcoco", range(9))
+    if place == "refcoco/train.lmdb":
+        assert packed_header(tmp_path, source) is None
+        pack_dataset(tmp_path, source, accept_differences=True)
+        assert ReferStore(tmp_path, "refcoco").references("train")
+        assert path.is_file()
+    else:
+        with pytest.raises(ValueError, match="move it away and rebuild"):
+            packed_header(tmp_path, source)
+    if place == "refcoco.lmdb/data.mdb":
+        with pytest.raises(ValueError, match="move it away and rebuild"):
+            pack_dataset(tmp_path, source, accept_differences=True, force=True)
+
+
+def test_unknown_names_list_the_known_ones(demo_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no data set 'coco'; did you mean 'refcoco'"):
         ReferStore(demo_root, "coco")
+    with pytest.raises(ValueError, match=r"known are demo, refcoco, .* --custom FILE .*--name x"):
+        ReferStore(tmp_path, "x")
+    for name in ("../demo", "", "a b", "/demo"):
+        with pytest.raises(ValueError, match=f"no data set '{name}'.* known are demo"):
+            ReferStore(demo_root, name)
+    with pytest.raises(ValueError, match="holds images, no data set"):
+        ReferStore(demo_root, "demo-images")
     store = ReferStore(demo_root, "demo")
     with pytest.raises(ValueError, match="it has train, val, testA, testB"):
         store.references("test")
     with pytest.raises(ValueError, match=r"holds no image x\.jpg"):
         store.image("x.jpg")
+    with pytest.raises(IndexError):
+        store.reference("val", len(store.index("val").area))
+
+
+def test_own_data_sets_are_among_the_names(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(9))._replace(dataset="mine", published={})
+    pack_dataset(tmp_path, source)
+    with pytest.raises(ValueError, match=r"did you mean 'mine'\?.*packed in .* are mine; "):
+        ReferStore(tmp_path, "mime")
+    close_store(store_path(tmp_path, "coco-images"))
+    store_path(tmp_path, "coco-images").unlink()
+    with pytest.raises(
+        ValueError, match=r"coco-images\.lmdb is missing; make it with: .*--name mine"
+    ):
+        ReferStore(tmp_path, "mine")
+
+
+def test_an_image_store_made_anew_is_noticed(copy_as: Copy, tmp_path: Path) -> None:
+    first, second = copy_as("refcoco", range(20)), copy_as("refcoco+", range(10, 40))
+    for source in (first, second):
+        pack_dataset(tmp_path, source, accept_differences=True)
+    close_store(store_path(tmp_path, "coco-images"))
+    store_path(tmp_path, "coco-images").unlink()
+    assert packed_header(tmp_path, first) is None
+    header = pack_dataset(tmp_path, first, accept_differences=True)
+    assert packed_header(tmp_path, first) == header
+    assert packed_header(tmp_path, second) is None
+
+
+def test_a_root_with_a_blank_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--root '.*my data'"):
+        ReferStore(tmp_path / "my data", "refcoco")

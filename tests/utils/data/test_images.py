@@ -1,0 +1,238 @@
+"""Images: decoded whole before they are packed, and every bad one listed."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.data.annotations import Source
+from utils.data.image_files import image_size
+from utils.data.packing import pack_dataset
+from utils.data.store import ReferStore, store_path
+
+Copy = Callable[..., Source]
+
+
+SIZE = (37, 61)
+
+
+def encoded(
+    form: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = SIZE, **options: object
+) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (size[0] + 2, *size[1:], 3))
+    pixels = ((noise[:-2] + noise[1:-1] + noise[2:]) // 3).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, form, **options)
+    return file.getvalue()
+
+
+JPEGS = {
+    "baseline": encoded(),
+    "progressive": encoded(progressive=True),
+    "grey": encoded(mode="L"),
+    "inks": encoded(mode="CMYK"),
+    "restarts": encoded(restart_marker_rows=1),
+}
+OTHERS = {
+    "png": encoded("PNG"),
+    "palette": encoded("PNG", mode="P"),
+    "bmp": encoded("BMP"),
+    "webp": encoded("WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, *OTHERS])
+def test_images_of_many_kinds_are_measured(kind: str) -> None:
+    assert image_size((JPEGS | OTHERS)[kind]) == SIZE
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (7, 8), (16, 3)])
+def test_small_images_are_measured(form: str, size: tuple[int, int]) -> None:
+    assert image_size(encoded(form, size=size)) == size
+
+
+def test_a_turned_photograph_keeps_the_size_of_its_pixels() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation
+    assert image_size(encoded(exif=turned)) == SIZE
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_is_refused_wherever_it_is_cut(kind: str) -> None:
+    data = JPEGS[kind]
+    for length in [0, 1, 20, *range(100, len(data), 61), *range(len(data) - 9, len(data))]:
+        with pytest.raises(ValueError, match=r"no image file|damaged: "):
+            image_size(data[:length])
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, "png"])
+def test_a_file_whose_end_was_never_written_is_refused(kind: str) -> None:
+    data = (JPEGS | OTHERS)[kind]
+    with pytest.raises(ValueError, match=r"damaged: |OpenCV"):
+        image_size(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def test_bytes_behind_the_end_are_allowed() -> None:
+    assert image_size(JPEGS["baseline"] + b"\r\nsaved by a camera") == SIZE
+
+
+@pytest.mark.parametrize("form", ["PCX", "TGA"])
+def test_what_opencv_cannot_read_is_refused(form: str) -> None:
+    with pytest.raises(ValueError, match="OpenCV, which reads it in training"):
+        image_size(encoded(form))
+
+
+def damage(folder: Path, names: list[str]) -> dict[str, str]:
+    """Damage four images in four ways; name -> what is to be said of it."""
+    missing, cut, text, small = names
+    (folder / missing).unlink()
+    os.truncate(folder / cut, (folder / cut).stat().st_size - 700)
+    (folder / text).write_text("<html>404</html>")
+    (folder / small).write_bytes(JPEGS["baseline"])
+    return {
+        missing: "missing",
+        cut: "damaged: image file is truncated",
+        text: "no image file",
+        small: "37 x 61 pixels (height x width) where its annotation says ",
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_bad_images_are_listed_at_once(copy_as: Copy, tmp_path: Path, workers: int) -> None:
+    source = copy_as("refcoco", range(30))
+    names = sorted(path.name for path in source.images.iterdir())
+    reasons = damage(source.images, names[1:5])
+    with pytest.raises(ValueError) as info:
+        pack_dataset(tmp_path, source, accept_differences=True, workers=workers)
+    message = str(info.value)
+    assert message.startswith(f"4 of {len(names)} images in {source.images} cannot be packed: ")
+    for name, reason in reasons.items():
+        assert f"{name} ({reason}" in message
+    assert "--skip-bad" in message and "more" not in message and "\n" not in message
+    assert not list((tmp_path / "lmdb").glob("*.lmdb"))
+
+
+def test_ten_bad_images_are_listed_and_the_others_counted(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(61))
+    names = sorted(path.name for path in source.images.iterdir())
+    for name in names[:13]:
+        (source.images / name).unlink()
+    with pytest.raises(ValueError, match=r"^13 of .* and 3 more; fetch them again") as info:
+        pack_dataset(tmp_path, source, accept_differences=True)
+    assert str(info.value).count("(missing)") == 10
+
+
+def test_the_way_out_of_bad_images_is_recorded(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(40))
+    entries = source.read()
+    names = sorted({entry.record["file_name"] for entry in entries})
+    reasons = damage(source.images, names[1:5])
+    kept = [entry.record["ref_id"] for entry in entries if entry.record["file_name"] not in reasons]
+    header = pack_dataset(tmp_path, source, accept_differences=True, skip_bad=True)
+    assert header["skipped"] == {"images": sorted(reasons), "refs": 40 - len(kept)}
+    store = ReferStore(tmp_path, "refcoco")
+    assert store.header == header and header["splits"]["train"]["refs"] == len(kept) < 40
+    assert [record["ref_id"] for record in store.references("train")] == kept
+    with pytest.raises(ValueError, match=f"holds no image {names[1]}"):
+        store.image(names[1])
+
+
+def test_nothing_is_left_without_good_images(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(3))
+    for path in source.images.iterdir():
+        path.write_text("")
+    with pytest.raises(ValueError, match="no image of refcoco can be packed"):
+        pack_dataset(tmp_path, source, accept_differences=True, skip_bad=True)
+
+
+def test_a_missing_folder_is_one_sentence(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(3))
+    source.images.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"folder .*train2014 is missing; .* --images"):
+        pack_dataset(tmp_path, source, accept_differences=True)
+    source = source._replace(images=tmp_path / "elsewhere")
+    assert pack_dataset(tmp_path, source, accept_differences=True)
+
+
+def test_good_images_are_not_read_again(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(40))
+    bad, *good = sorted(source.images.iterdir())
+    data = bad.read_bytes()
+    bad.write_bytes(data[:-500])
+    with pytest.raises(ValueError, match="1 of "):
+        pack_dataset(tmp_path, source, accept_differences=True)
+    bad.write_bytes(data)
+    for path in good:
+        path.unlink()
+    pack_dataset(tmp_path, source, accept_differences=True)
+    assert ReferStore(tmp_path, "refcoco").image(bad.name) == data
+
+
+def test_an_image_that_was_replaced_is_read_again(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(8))
+    first = pack_dataset(tmp_path, source, accept_differences=True)
+    path = next(source.images.iterdir())
+    with path.open("ab") as file:
+        file.write(b"x")
+    second = pack_dataset(tmp_path, source, accept_differences=True)
+    assert ReferStore(tmp_path, "refcoco").image(path.name) == path.read_bytes()
+    assert second["fingerprint"] != first["fingerprint"]
+
+
+def test_force_reads_images_again(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(8))
+    pack_dataset(tmp_path, source, accept_differences=True)
+    path = next(source.images.iterdir())
+    changed = bytearray(path.read_bytes())
+    changed[-40] ^= 1
+    path.write_bytes(changed)
+    pack_dataset(tmp_path, source, accept_differences=True)
+    assert ReferStore(tmp_path, "refcoco").image(path.name) != bytes(changed), "of the same length"
+    pack_dataset(tmp_path, source, accept_differences=True, force=True)
+    assert ReferStore(tmp_path, "refcoco").image(path.name) == bytes(changed)
+
+
+def test_names_that_no_store_can_hold_are_bad(copy_as: Copy, tmp_path: Path) -> None:
+    long = "/".join(["folder" * 20] * 5) + ".jpg"
+    source = copy_as("refcoco", range(30))
+    entries = source.read()
+    images = sorted({entry.record["file_name"] for entry in entries})[:3]
+    names = dict(zip(images, ["header", "sha256/x.jpg", long], strict=True))
+    for old, new in names.items():
+        (source.images / new).parent.mkdir(parents=True, exist_ok=True)
+        (source.images / old).rename(source.images / new)
+    for entry in entries:
+        name = entry.record["file_name"]
+        entry.record["file_name"] = names.get(name, name)
+    source = source._replace(read=lambda: entries)
+    with pytest.raises(ValueError) as info:
+        pack_dataset(tmp_path, source, accept_differences=True)
+    assert "header (the store needs that name itself)" in str(info.value)
+    assert "sha256/x.jpg (the store needs that name itself)" in str(info.value)
+    assert "jpg (its name is longer than 504 bytes)" in str(info.value)
+
+
+def test_an_unknown_size_is_that_of_the_image(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(12))
+    expected = pack_dataset(tmp_path, source, accept_differences=True)["fingerprint"]
+    entries = [
+        entry._replace(record=entry.record | {"height": None, "width": None})
+        for entry in source.read()
+    ]
+    source = source._replace(read=lambda: entries)
+    store_path(tmp_path, "refcoco").unlink()
+    assert pack_dataset(tmp_path, source, accept_differences=True)["fingerprint"] == expected
+
+
+def test_two_sizes_of_one_image_are_refused(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(12))
+    entries = source.read()
+    entries[5] = entries[5]._replace(record=entries[5].record | {"height": 3, "width": 4})
+    source = source._replace(read=lambda: entries)
+    with pytest.raises(ValueError, match=r"reference .*: image COCO_.* correct one of them"):
+        pack_dataset(tmp_path, source, accept_differences=True)
