@@ -1,7 +1,8 @@
 """Score a checkpoint on splits of a data set: every sentence, masks at the original size.
 
 Prints a table in percent and writes results.json (scores and all that fixes them), and for each
-split <split>.jsonl (one row per sentence) and <split>.png (the best, the worst, random cases).
+split <split>.jsonl (one row per sentence) and <split>.png (the best, the worst, random cases). Of
+several data sets each is scored as if it were alone, its files called <data set>-<split>.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from utils.config import load_config
 EXAMPLE = """examples:
   python train.py --config config/demo/etris.yaml
   python train.py --config config/etris_vitb16.yaml --opts data.dataset=refcoco+ train.seed=1
+  python train.py --config config/etris_vitb16.yaml --opts 'data.dataset=[refcoco, refcocog_u]'
   torchrun --nproc-per-node 4 train.py --config config/etris_rn101.yaml
 """
 

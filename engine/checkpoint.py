@@ -92,16 +92,21 @@ def choose_config(checkpoint: Path, path: Path | None, overrides: Sequence[str])
 def load_segmenter(config: Config, path: Path, max_words: int) -> Segmenter:
     """Build the model of ``config`` and load checkpoint ``path`` into it.
 
+    It takes sentences of ``max_words`` tokens, and those it was trained on if they were longer:
+    a checkpoint that holds positions has so many.
+
     Raises ``ValueError`` for a file that is missing or not ours, another architecture (naming the
     keys that differ) and another backbone (its SHA-256 differs).
     """
     metadata = read_metadata(path)
-    _check_architecture(config, metadata, path)
+    # Through Config, so that keys younger than the checkpoint stand at their defaults.
+    trained = Config.from_dict(metadata["config"], source=str(path))
+    _check_architecture(config, trained, path)
     everything = metadata["holds"] == "everything"
     segmenter = build_segmenter(
         config.model,
         image_size=config.data.image_size,
-        max_words=max_words,
+        max_words=max(max_words, trained.data.longest_sentence),
         load_weights=not everything,
     )
     if not everything:
@@ -118,7 +123,10 @@ def load_segmenter(config: Config, path: Path, max_words: int) -> Segmenter:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys whose values differ, each with our value and theirs."""
+    """The dotted keys whose values differ, each with our value and theirs.
+
+    A list of sections counts as one with the keys 0, 1, ...; one of plain values is a value.
+    """
     mine, other = _flatten(ours), _flatten(theirs)
     keys = [*mine, *(key for key in other if key not in mine)]
     absent = "(none)"
@@ -127,8 +135,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 
 
 def _flatten(tree: Any, place: str = "") -> dict[str, Any]:
-    if isinstance(tree, list):
-        tree = {str(position): value for position, value in enumerate(tree)} or tree
+    if isinstance(tree, list) and any(isinstance(value, list | Mapping) for value in tree):
+        tree = {str(position): value for position, value in enumerate(tree)}
     if not isinstance(tree, Mapping) or not tree:
         return {place: tree}
     flat: dict[str, Any] = {}
@@ -137,9 +145,7 @@ def _flatten(tree: Any, place: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_architecture(config: Config, metadata: Mapping[str, Any], path: Path) -> None:
-    # Through Config, so that keys younger than the checkpoint stand at their defaults.
-    trained = Config.from_dict(metadata["config"], source=str(path))
+def _check_architecture(config: Config, trained: Config, path: Path) -> None:
     unequal = differences(config.model.model_dump(), trained.model.model_dump())
     listed = [
         f"model.{key} is {trained_with!r} in it and {asked!r} in the config"

@@ -1,6 +1,6 @@
 """Scoring: masks at the original size of every picture, for every sentence, each exactly once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,21 @@ def evaluate(
     return Result(metrics_from_records(records), records)
 
 
+def evaluate_together(
+    segmenter: Segmenter, datasets: Mapping[str, ReferDataset], split: str, **options: Any
+) -> dict[str, dict[str, float]]:
+    """Scores of all sentences together by ``split``, and of each data set, if several, by label.
+
+    ``options`` are those of ``evaluate``.
+    """
+    results = {label: evaluate(segmenter, one, **options) for label, one in datasets.items()}
+    together = [record for result in results.values() for record in result.records]
+    scores = {split: metrics_from_records(together).to_dict()}
+    if len(results) > 1:
+        scores |= {label: result.metrics.to_dict() for label, result in results.items()}
+    return scores
+
+
 @torch.no_grad()
 def predict_logits(
     segmenter: Segmenter,
@@ -114,7 +129,7 @@ def found(logits: Tensor, threshold: float) -> Tensor:
     return logits.sigmoid() > threshold
 
 
-def protocol(config: Config, dataset: ReferDataset, *, precision: str) -> dict[str, Any]:
+def protocol(config: Config, max_words: Any, *, precision: str) -> dict[str, Any]:
     """All that fixes the numbers of ``evaluate``, for result files."""
     return {
         "image_size": config.data.image_size,
@@ -123,7 +138,7 @@ def protocol(config: Config, dataset: ReferDataset, *, precision: str) -> dict[s
         "samples_per_forward_pass": FORWARD_SIZE,
         "comparison": "sigmoid(logit) > threshold, at the original size",
         "sentences": "every sentence of every reference, once",
-        "max_words": dataset.max_words,
+        "max_words": max_words,
         "precision": precision,
         "metrics": RULE,
     }

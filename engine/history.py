@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.data.dataset import ReferDataset
+from utils.data.mixture import MixedDataset
 from utils.distributed import Processes
 
 
@@ -23,19 +23,25 @@ class Entry:
     row: Tensor
     finite: Tensor
 
-    def explain(self, train_set: ReferDataset, processes: Processes) -> str:
+    def explain(self, train_set: MixedDataset, processes: Processes) -> str:
         """What to tell of a spoiled update; names samples with bad logits, or all if none had."""
         parts = processes.gather((self.indices, self.finite.tolist()))
         seen = [pair for part in parts for pair in zip(*part, strict=True)]
         named = [index for index, finite in seen if not finite] or [index for index, _ in seen]
-        samples = [train_set.info(index) for index in named]
-        listed = ", ".join(f"ref {s.ref_id} {s.sentence!r} ({s.file_name})" for s in samples)
+        listed = ", ".join(_name(train_set, index) for index in named)
         loss, norm, _ = self.row.tolist()
         return (
             f"step {self.step}: the loss ({loss:g}) or the norm of its gradient ({norm:g}) is not "
             f"finite; samples: {listed}; the update was left out and last.pt keeps an earlier, "
             "good state; try a lower train.lr, train.max_norm: 1.0 or train.precision: fp32"
         )
+
+
+def _name(train_set: MixedDataset, index: int) -> str:
+    """A sample for people; identifiers are those of its data set, so it is named among several."""
+    sample = train_set.info(index)
+    dataset = train_set.locate(index)[0].store.dataset if len(train_set.parts) > 1 else ""
+    return f"{dataset} ref {sample.ref_id} {sample.sentence!r} ({sample.file_name})".lstrip()
 
 
 class History:

@@ -12,7 +12,6 @@ from engine.evaluator import found, predict_logits
 from engine.pictures import overlay, write_image
 from engine.precision import resolve_precision
 from utils.config import Config
-from utils.data.refer import dataset_facts
 from utils.data.tokenizer import tokenize
 from utils.data.transforms import letterbox_image
 
@@ -35,7 +34,7 @@ def find(
     """
     image = read_image(image_path)
     _check_texts(texts)
-    max_words = config.data.max_words or dataset_facts(config.data.dataset).max_words
+    max_words = config.data.longest_sentence
     segmenter = load_segmenter(config, checkpoint, max_words).to(device).eval()
     square, letterbox = letterbox_image(image, config.data.image_size)
     pixels = torch.from_numpy(square).permute(2, 0, 1)  # (3, S, S)

@@ -8,13 +8,13 @@ import torch
 from loguru import logger
 
 from engine.checkpoint import differences
+from engine.data import open_training, open_validation
 from engine.history import NotFinite
 from engine.resume import State, load_state
 from engine.signals import Stopped
 from engine.trainer import Trainer
 from model import build_segmenter
 from utils.config import Config
-from utils.data.dataset import ReferDataset
 from utils.distributed import Processes
 from utils.logging import start_logging, write_text
 
@@ -44,30 +44,14 @@ def train(config: Config, *, folder: Path, processes: Processes, fresh: bool = F
         return 0
     if processes.is_main:
         write_text(folder / "config.yaml", config.to_yaml())
-    train_set = open_split(config, "train", all_sentences=False)
-    if state is not None and state["data_fingerprint"] != train_set.fingerprint:
-        raise ValueError(
-            f"{folder}: was trained on other data than {config.data.root} holds now (its "
-            "fingerprint differs); prepare the same data, or begin anew with --fresh"
-        )
-    torch.manual_seed(config.train.seed)
-    segmenter = build_segmenter(
-        config.model, image_size=config.data.image_size, max_words=train_set.max_words
-    )
-    trainer = Trainer(
-        segmenter,
-        train_set,
-        open_split(config, config.eval.split),
-        config,
-        folder=folder,
-        processes=processes,
-        state=state,
-    )
+    trainer = _make_trainer(config, folder, processes, state)
     how = f"going on at step {trainer.step}" if state else "beginning"
     logger.info(
-        f"{folder}: {how}, to step {trainer.length()}; {len(train_set)} references, "
+        f"{folder}: {how}, to step {trainer.length()}; {len(trainer.train_set)} references, "
         f"{processes.world_size} x {processes.device.type}, {trainer.update.precision}"
     )
+    for line in trainer.train_set.describe():
+        logger.info(f"  {line}")
     try:
         trainer.fit()
     except Stopped as stop:
@@ -80,17 +64,22 @@ def train(config: Config, *, folder: Path, processes: Processes, fresh: bool = F
     return 0
 
 
-def open_split(config: Config, split: str, *, all_sentences: bool = True) -> ReferDataset:
-    """A split of the configured data set, as scored (all sentences) or as trained on."""
-    data = config.data
-    return ReferDataset(
-        data.root,
-        data.dataset,
-        split,
-        image_size=data.image_size,
-        max_words=data.max_words,
-        seed=config.train.seed,
-        all_sentences=all_sentences,
+def _make_trainer(
+    config: Config, folder: Path, processes: Processes, state: State | None
+) -> Trainer:
+    """Open the data, then read the weights: a mistake in the first is told at once."""
+    train_set, val_sets = open_training(config), open_validation(config)
+    if state is not None and state["data_fingerprint"] != train_set.fingerprint:
+        raise ValueError(
+            f"{folder}: was trained on other data than {config.data.root} holds now (its "
+            "fingerprint differs); prepare the same data, or begin anew with --fresh"
+        )
+    torch.manual_seed(config.train.seed)
+    segmenter = build_segmenter(
+        config.model, image_size=config.data.image_size, max_words=train_set.max_words
+    )
+    return Trainer(
+        segmenter, train_set, val_sets, config, folder=folder, processes=processes, state=state
     )
 
 
@@ -117,9 +106,11 @@ def _open_folder(config: Config, folder: Path, fresh: bool) -> State | None:
             )
         return None
     state = load_state(last)
+    # through Config, so that keys younger than the run stand at their defaults
+    begun = Config.from_dict(state["config"], source=str(last))
     unequal = {
         key: values
-        for key, values in differences(config.to_dict(), state["config"]).items()
+        for key, values in differences(config.to_dict(), begun.to_dict()).items()
         if not key.startswith(FREE_KEYS)
     }
     if unequal:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from engine.signals import protect_worker
 from utils.config import Config
-from utils.data.dataset import ReferDataset
+from utils.data.mixture import MixedDataset
 from utils.distributed import Processes
 
 
@@ -44,7 +44,7 @@ class BatchOrder(Sampler[list[int]]):
         return len(self.batches)
 
 
-def check_batch_size(config: Config, train_set: ReferDataset, processes: Processes) -> None:
+def check_batch_size(config: Config, train_set: MixedDataset, processes: Processes) -> None:
     """``ValueError`` for a batch that the processes cannot share or the data cannot fill."""
     batch_size = config.train.batch_size
     if batch_size % processes.world_size:
@@ -55,12 +55,12 @@ def check_batch_size(config: Config, train_set: ReferDataset, processes: Process
     if len(train_set) < batch_size:
         raise ValueError(
             f"train.batch_size: {batch_size} is more than the {len(train_set)} references of "
-            f"{config.data.dataset}'s train split; make it smaller"
+            f"{' and '.join(config.data.datasets)} to train on; make it smaller"
         )
 
 
 def train_loader(
-    train_set: ReferDataset, config: Config, processes: Processes, *, epoch: int, start: int
+    train_set: MixedDataset, config: Config, processes: Processes, *, epoch: int, start: int
 ) -> DataLoader:
     """Batches of ``epoch`` from batch ``start`` on, as this process sees them."""
     train_set.set_epoch(epoch)

@@ -11,17 +11,16 @@ import torch
 from loguru import logger
 
 from engine.checkpoint import load_segmenter, read_metadata
+from engine.data import open_tests
 from engine.evaluator import Result, evaluate, found, predict_logits, protocol
 from engine.metrics import Record
 from engine.pictures import Case, contact_sheet, write_image
 from engine.precision import resolve_precision
 from engine.provenance import provenance
-from engine.run import open_split
 from model import Segmenter
 from model.clip import sha256_of
 from utils.config import Config
 from utils.data.dataset import ReferDataset
-from utils.data.refer import check_split, dataset_facts
 from utils.distributed import Processes
 from utils.logging import write_json_lines, write_text
 
@@ -46,24 +45,22 @@ class Scoring:
 
         ``results.json`` holds all scores and what fixes them, ``<split>.jsonl`` the sums of every
         sentence, from which all scores can be computed again, ``<split>.png`` the contact sheet.
-        Raises ``ValueError`` for a split that the data set lacks or a checkpoint that does not fit.
+        Of several data sets each is scored as if it were alone, and its files begin with its name.
+        Raises ``ValueError`` for a split that no data set has or a checkpoint that does not fit.
         """
-        dataset = self.config.data.dataset
-        splits = splits or [name for name in dataset_facts(dataset).splits if name != "train"]
-        for split in splits:
-            check_split(dataset, split)
-        sets = {split: open_split(self.config, split) for split in splits}
-        max_words = next(iter(sets.values())).max_words
-        segmenter = load_segmenter(self.config, self.checkpoint, max_words)
+        sets = open_tests(self.config, splits)
+        longest = self.config.data.longest_sentence
+        segmenter = load_segmenter(self.config, self.checkpoint, longest)
         segmenter.to(self.processes.device).eval()
-        scores = {split: self._score(segmenter, split, sets[split]) for split in splits}
+        scores = {label: self._score(segmenter, label, one) for label, one in sets.items()}
         if self.processes.is_main:
-            results = self._results(scores, next(iter(sets.values())))
+            results = self._results(scores, sets)
             write_text(self.output / "results.json", json.dumps(results, indent=2) + "\n")
             logger.info(f"written to {self.output}")
         return table(scores)
 
-    def _score(self, segmenter: Segmenter, split: str, dataset: ReferDataset) -> dict[str, Any]:
+    def _score(self, segmenter: Segmenter, label: str, dataset: ReferDataset) -> dict[str, Any]:
+        name = label.replace("/", "-")
         began = time.monotonic()
         result = evaluate(
             segmenter,
@@ -78,11 +75,11 @@ class Scoring:
         if self.processes.is_main:
             self.output.mkdir(parents=True, exist_ok=True)
             rows = (record.to_dict() for record in result.records)
-            write_json_lines(self.output / f"{split}.jsonl", rows)
+            write_json_lines(self.output / f"{name}.jsonl", rows)
             if self.num_pictures:
                 sheet = self._picture(segmenter, dataset, result)
-                write_image(self.output / f"{split}.png", sheet)
-            logger.info(f"{split}: {len(result.records)} sentences in {seconds:.1f} s")
+                write_image(self.output / f"{name}.png", sheet)
+            logger.info(f"{label}: {len(result.records)} sentences in {seconds:.1f} s")
         return {
             **result.metrics.to_dict(),
             "references": len({record.ref_id for record in result.records}),
@@ -125,13 +122,18 @@ class Scoring:
             for record, mask in zip(records, masks, strict=True)
         ]
 
-    def _results(self, scores: dict[str, Any], dataset: ReferDataset) -> dict[str, Any]:
+    def _results(self, scores: dict[str, Any], sets: dict[str, ReferDataset]) -> dict[str, Any]:
+        max_words = {one.store.dataset: one.max_words for one in sets.values()}
+        fingerprints = {one.store.dataset: one.fingerprint for one in sets.values()}
         metadata = read_metadata(self.checkpoint)
         trained = {key: value for key, value in metadata.items() if key != "config"}
         return {
             "splits": scores,
-            "protocol": protocol(self.config, dataset, precision=self.precision),
-            "data": {"dataset": self.config.data.dataset, "fingerprint": dataset.fingerprint},
+            "protocol": protocol(self.config, self._each(max_words), precision=self.precision),
+            "data": {
+                "dataset": self.config.data.dataset,
+                "fingerprint": self._each(fingerprints),
+            },
             "checkpoint": {
                 "file": self.checkpoint.name,
                 "sha256": sha256_of(self.checkpoint),
@@ -143,6 +145,10 @@ class Scoring:
             "config": self.config.to_dict(),
         }
 
+    def _each(self, values: dict[str, Any]) -> Any:
+        """By data set, or the one value where ``data.dataset`` is one name."""
+        return values if len(self.config.data.datasets) > 1 else next(iter(values.values()))
+
 
 def default_output(checkpoint: Path) -> Path:
     """``test`` in the folder of the checkpoint's run; outside a run ``runs/<its name>-test``."""
@@ -152,10 +158,17 @@ def default_output(checkpoint: Path) -> Path:
 
 
 def table(scores: dict[str, dict[str, Any]]) -> str:
-    """The scores in percent, a line for each split."""
+    """The scores in percent, a line for each split, and each data set if there are several."""
     columns = ["oIoU", "mIoU", "Pr@0.5", "Pr@0.6", "Pr@0.7", "Pr@0.8", "Pr@0.9"]
-    lines = [f"{'split':8}{'sentences':>10}" + "".join(f"{name:>8}" for name in columns)]
-    for split, score in scores.items():
+    names = {label: label.rpartition("/")[::2] for label in scores}
+    width = max(len(dataset) for dataset, _ in names.values())
+    width = max(width, len("data set")) + 2 if width else 0
+    lines = [
+        f"{'data set' if width else '':{width}}{'split':8}{'sentences':>10}"
+        + "".join(f"{name:>8}" for name in columns)
+    ]
+    for label, score in scores.items():
+        dataset, split = names[label]
         values = "".join(f"{score[name]:8.2f}" for name in columns)
-        lines.append(f"{split:8}{score['count']:10}{values}")
+        lines.append(f"{dataset:{width}}{split:8}{score['count']:10}{values}")
     return "\n".join(lines)

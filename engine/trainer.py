@@ -1,13 +1,14 @@
 """The training loop: updates, log rows, scoring, saving, stopping, going on."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from loguru import logger
 
 from engine.checkpoint import save_checkpoint
-from engine.evaluator import evaluate
+from engine.evaluator import evaluate_together
 from engine.history import Entry, History, NotFinite
 from engine.precision import resolve_precision
 from engine.provenance import provenance
@@ -19,6 +20,7 @@ from engine.update import GuardedAdam, Update
 from model import Segmenter
 from utils.config import Config
 from utils.data.dataset import ReferDataset
+from utils.data.mixture import MixedDataset
 from utils.distributed import Processes
 from utils.logging import MetricsLog, progress_bar
 
@@ -26,7 +28,7 @@ SAVE_SECONDS = 600  # at least this often, for ends that no signal announces
 
 
 class Trainer:
-    """Trains ``segmenter`` on ``train_set`` and keeps the best on ``val_set``, all in ``folder``.
+    """Trains ``segmenter`` on ``train_set`` and keeps the best on ``val_sets``, all in ``folder``.
 
     With ``state`` (of ``last.pt``) it goes on where that run stopped, in the middle of an epoch
     too. On CPU the continued losses equal those of a run that never stopped bit for bit, unless a
@@ -36,8 +38,8 @@ class Trainer:
     def __init__(
         self,
         segmenter: Segmenter,
-        train_set: ReferDataset,
-        val_set: ReferDataset,
+        train_set: MixedDataset,
+        val_sets: Mapping[str, ReferDataset],
         config: Config,
         *,
         folder: Path,
@@ -45,7 +47,7 @@ class Trainer:
         state: State | None = None,
     ) -> None:
         self.config, self.folder, self.processes = config, folder, processes
-        self.train_set, self.val_set = train_set, val_set
+        self.train_set, self.val_sets = train_set, val_sets
         check_batch_size(config, train_set, processes)
         self.steps_per_epoch = len(train_set) // config.train.batch_size
         self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
@@ -211,9 +213,10 @@ class Trainer:
         """Score the model; keep it as ``best.safetensors`` if it is the best so far."""
         options = self.config.eval
         self.stop.at_once = True  # the state is saved, and scoring can take long
-        result = evaluate(
+        scores = evaluate_together(
             self.segmenter,
-            self.val_set,
+            self.val_sets,
+            options.split,
             threshold=options.threshold,
             batch_size=options.batch_size,
             precision=self.update.precision,
@@ -222,32 +225,32 @@ class Trainer:
         )
         self.stop.at_once = False
         self.scored_step = self.step
-        scores = result.metrics.to_dict()
-        is_best = self.best is None or scores[options.metric] >= self.best[options.metric]
+        score = scores[options.split]
+        is_best = self.best is None or score[options.metric] >= self.best[options.metric]
         if is_best:
-            self.best = {"step": self.step, "oIoU": scores["oIoU"], "mIoU": scores["mIoU"]}
+            self.best = {"step": self.step, "oIoU": score["oIoU"], "mIoU": score["mIoU"]}
         if self.processes.is_main:
             self._report(scores, is_best=is_best)
 
-    def _report(self, scores: dict[str, float], *, is_best: bool) -> None:
+    def _report(self, scores: dict[str, dict[str, float]], *, is_best: bool) -> None:
         options = self.config.eval
-        row = {f"{options.split}/{name}": score for name, score in scores.items()}
+        row = {f"{label}/{name}": x for label, one in scores.items() for name, x in one.items()}
         self.log.write({"step": self.step, **row})
-        logger.info(
-            f"step {self.step}  {options.split}: oIoU {scores['oIoU']:.2f}  "
-            f"mIoU {scores['mIoU']:.2f}{'  (best so far)' if is_best else ''}"
-        )
+        for label, one in scores.items():
+            note = "  (best so far)" if is_best and label == options.split else ""
+            numbers = f"oIoU {one['oIoU']:.2f}  mIoU {one['mIoU']:.2f}"
+            logger.info(f"step {self.step}  {label}: {numbers}{note}")
         if not is_best:
             return
         story = {
             "step": self.step,
-            "scores": {options.split: scores},
+            "scores": scores,
             "selected_by": {"split": options.split, "metric": options.metric},
             "data_fingerprint": self.train_set.fingerprint,
+            "data": self.train_set.composition(),
             "provenance": provenance(self.processes.device),
         }
-        path = self.folder / "best.safetensors"
-        save_checkpoint(path, self.segmenter, self.config, extra=story)
+        save_checkpoint(self.folder / "best.safetensors", self.segmenter, self.config, extra=story)
 
     def _save(self) -> None:
         """Write ``last.pt``: one file, which every process can go on from."""

@@ -7,7 +7,6 @@ import torch
 
 from model import build_segmenter
 from utils.config import load_config
-from utils.data.refer import dataset_facts
 
 ROOT = Path(__file__).parents[1]
 # base.yaml holds the defaults and names no backbone.
@@ -17,7 +16,7 @@ CONFIGS = sorted(path for path in (ROOT / "config").rglob("*.yaml") if path.name
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "config")))
 def test_config_builds(path: Path) -> None:
     config = load_config(path)
-    max_words = config.data.max_words or dataset_facts(config.data.dataset).max_words
+    max_words = config.data.longest_sentence
     with torch.device("meta"):  # shapes without memory: sizes are what is tested
         segmenter = build_segmenter(
             config.model,

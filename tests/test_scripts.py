@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from engine.checkpoint import read_metadata
+from engine.data import open_split
 from engine.metrics import Record, metrics_from_records
-from engine.run import open_split
 from utils.config import Config, load_config
 from utils.data.demo.writer import write_demo
 from utils.data.packing import pack_dataset
+from utils.data.refer import refer_source
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
@@ -46,7 +47,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable)
     folder = tmp_path_factory.mktemp("experiment")
     root = folder / "datasets"
     write_demo(root / "demo", num_train_objects=24, num_test_objects=8)
-    pack_dataset(root, "demo")
+    pack_dataset(root, refer_source(root, "demo"))
     config = tiny_config(
         "vit",
         data={"dataset": "demo", "root": str(root)},
@@ -183,7 +184,7 @@ def test_results_hold_all_that_fixes_them(results: Path, config_file: Path) -> N
 def test_scores_follow_from_the_rows(results: Path, config_file: Path, split: str) -> None:
     lines = (results / f"{split}.jsonl").read_text().splitlines()
     records = [Record(**json.loads(line)) for line in lines]
-    dataset = open_split(load_config(config_file), split)
+    dataset = open_split(load_config(config_file), "demo", split)
     assert [record.sentence for record in records] == [
         dataset.info(index).sentence for index in range(len(dataset))
     ]
@@ -219,7 +220,7 @@ def test_prediction_agrees_exactly_with_testing_and_batches_change_nothing(
     run: Path, config_file: Path, tmp_path: Path, capsys: Any
 ) -> None:
     """In bf16 and at a threshold that cuts through the logits, where each rounding would show."""
-    dataset = open_split(load_config(config_file), "val")
+    dataset = open_split(load_config(config_file), "demo", "val")
     images = Path(dataset.store.path.parents[1]) / "demo" / "images"
     first = dataset.info(0)
     some = predict(run, images / first.file_name, [first.sentence], tmp_path, "train.seed=0")

@@ -34,14 +34,13 @@ def convert(source: str, config_path: str, output: Path, overrides: list[str]) -
     from model import build_segmenter
     from model.clip import sha256_of
     from utils.config import load_config
-    from utils.data.refer import DATASETS
 
     config = load_config(config_path, overrides)
     released = read_released(source)
     segmenter = build_segmenter(
         config.model,
         image_size=config.data.image_size,
-        max_words=config.data.max_words or DATASETS[config.data.dataset].max_words,
+        max_words=config.data.longest_sentence,
         load_weights=False,
     )
     load_released(segmenter, released, source)

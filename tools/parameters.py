@@ -38,7 +38,7 @@ def count(config: Any) -> dict[str, Any]:
         segmenter = build_segmenter(
             config.model,
             image_size=config.data.image_size,
-            max_words=config.data.max_words or 17,
+            max_words=config.data.longest_sentence,
             load_weights=False,
         )
     clip, decoder = segmenter.encoder.clip, segmenter.decoder

@@ -5,10 +5,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 from pydantic import ValidationInfo as Info
 
 from utils.config_layers import Layer, explain, read_layers
+from utils.data.facts import default_max_words
 from utils.yaml_files import dump_yaml
 
 TEST_SPLITS = ("test", "testA", "testB")
@@ -27,6 +36,20 @@ def _named(options: dict[str, Any]) -> dict[str, Any]:
 Module = Annotated[dict[str, Any], AfterValidator(_named)]
 
 
+def _names(value: Any) -> Any:
+    """A name or several; a list of one name is the name."""
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError("should be a name or a list of names, such as [refcoco, refcoco+]")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(repeated)} stands twice; name each data set once")
+    return names[0] if len(names) == 1 else names
+
+
+# Before: a union's own errors would come once for each of its types.
+Names = Annotated[str | list[str], BeforeValidator(_names)]
+
+
 class Section(BaseModel):
     """A frozen group of keys: unknown keys and values of another type are errors."""
 
@@ -38,11 +61,22 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which expressions and pictures, and how they reach the model."""
 
-    dataset: Literal["demo", "refcoco", "refcoco+", "refcocog_u", "refcocog_g"] = "refcoco"
+    dataset: Names = "refcoco"
+    allow_leakage: bool = False
     root: str = "datasets"
     image_size: Count = 416
     max_words: Annotated[int, Field(ge=3, le=77)] | None = None
     workers: Annotated[int, Field(ge=0)] = 4
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The names in ``dataset``; whether they are packed is seen where they are opened."""
+        return (self.dataset,) if isinstance(self.dataset, str) else tuple(self.dataset)
+
+    @property
+    def longest_sentence(self) -> int:
+        """Tokens that a model for this data takes: ``max_words``, or the data sets' largest."""
+        return self.max_words or default_max_words(self.datasets)
 
 
 class BackboneConfig(Section):

@@ -1,6 +1,7 @@
 """A fake segmenter and a fake data set with the faces of the real ones, for quick tests."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from engine.resume import load_state
 from engine.trainer import Trainer
 from utils.config import Config
 from utils.data.dataset import Sample
+from utils.data.mixture import MixedDataset
 from utils.data.transforms import Letterbox, letterbox_image, letterbox_mask
 from utils.distributed import Processes
 
@@ -25,10 +27,11 @@ class FakeSet(Dataset):
 
     fingerprint = "f" * 64
     max_words = 5
-    num_truncated = 0
+    num_truncated = num_left_out = num_empty = 0
 
     def __init__(self, num_samples: int = 21, seed: int = 0) -> None:
         self.num_samples, self.seed, self.epoch = num_samples, seed, 0
+        self.store = SimpleNamespace(dataset=f"fake{seed}")
 
     def __len__(self) -> int:
         return self.num_samples
@@ -125,15 +128,22 @@ def make_trainer(
     *,
     dropout: float = 0.0,
     norm: bool = False,
+    mixed: bool = False,
     processes: Processes = ALONE,
 ) -> Trainer:
-    """A trainer in ``folder``, which goes on from its ``last.pt`` if there is one."""
+    """A trainer in ``folder``, which goes on from its ``last.pt`` if there is one.
+
+    On one data set, or with ``mixed`` on two.
+    """
     last = folder / "last.pt"
     torch.manual_seed(config.train.seed)
+    val_sets = {"val": FakeSet(9, seed=1)}
+    if mixed:
+        val_sets = {"one/val": FakeSet(9, seed=1), "two/val": FakeSet(4, seed=3)}
     return Trainer(
         FakeSegmenter(dropout=dropout, norm=norm),
-        FakeSet(),
-        FakeSet(9, seed=1),
+        MixedDataset([FakeSet(), *([FakeSet(10, seed=2)] if mixed else [])]),
+        val_sets,
         config,
         folder=folder,
         processes=processes,

@@ -80,6 +80,21 @@ def test_a_random_backbone_is_kept_whole_unasked(tiny_config: Make, tmp_path: Pa
     assert read_metadata(tmp_path / "x.safetensors")["holds"] == "everything"
 
 
+def test_positions_of_longer_sentences_stay(tiny_config: Make, batch: Any, tmp_path: Path) -> None:
+    """A model trained on 22 tokens reads 9 as before, whatever data set it is tested on."""
+    longer = {"data": {"dataset": ["refcoco", "refcocog_u"], "max_words": None}}
+    config = tiny_config("vit", {"train_positions": True}, **longer)
+    segmenter = build_segmenter(config.model, image_size=64, max_words=22)
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, segmenter, config)
+    chosen = choose_config(path, None, ["data.dataset=refcoco"])
+    loaded = load_segmenter(chosen, path, chosen.data.longest_sentence)
+    assert loaded.encoder.clip.text.positions.shape[0] == 22
+    assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
+    with pytest.raises(ValueError, match=r"of another shape .*positions"):
+        load_segmenter(chosen, path, max_words=23)
+
+
 def test_another_backbone_is_refused(trained: Any, tmp_path: Path) -> None:
     config, segmenter = trained
     path, other = tmp_path / "best.safetensors", tmp_path / "other.pt"
@@ -167,4 +182,4 @@ def test_differences_name_dotted_keys() -> None:
     theirs = {"a": {"b": 1, "c": [{"d": 3}, {"d": 4}]}, "e": [5]}
     assert differences(ours, ours) == {}
     found = differences(ours, theirs)
-    assert found["a.c.0.d"] == (2, 3) and found["a.c.1.d"][1] == 4 and found["e.0"][1] == 5
+    assert found["a.c.0.d"] == (2, 3) and found["a.c.1.d"][1] == 4 and found["e"] == ([], [5])

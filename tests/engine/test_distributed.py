@@ -43,18 +43,25 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in parsed]
 
 
+@pytest.mark.parametrize(("run", "num_rows", "count"), [("plain", 12, 9), ("mixed", 16, 13)])
 def test_two_nodes_train_and_score_as_one_process(
-    nodes: Path, tmp_path: Path, config_of: Any, trainer_of: Any
+    nodes: Path,
+    tmp_path: Path,
+    config_of: Any,
+    trainer_of: Any,
+    run: str,
+    num_rows: int,
+    count: int,
 ) -> None:
-    trainer_of(tmp_path, config_of()).fit()
-    ours, theirs = rows(nodes / "plain"), rows(tmp_path)
-    assert len(ours) == len(theirs) == 12
+    trainer_of(tmp_path, config_of(), mixed=run == "mixed").fit()
+    ours, theirs = rows(nodes / run), rows(tmp_path)
+    assert len(ours) == len(theirs) == num_rows
     for mine, other in zip(ours, theirs, strict=True):
         assert mine == pytest.approx(other, rel=1e-4)
-    assert [row["val/count"] for row in ours if "val/count" in row] == [9, 9]  # none twice
+    assert [row["val/count"] for row in ours if "val/count" in row] == [count] * 2  # none twice
 
 
-@pytest.mark.parametrize("run", ["plain", "whole", "parts"])
+@pytest.mark.parametrize("run", ["plain", "mixed", "whole", "parts"])
 def test_processes_hold_the_same_weights_and_statistics(nodes: Path, run: str) -> None:
     digests = [(nodes / run / f"digest{rank}").read_text() for rank in range(2)]
     assert digests[0] == digests[1]

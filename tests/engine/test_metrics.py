@@ -28,6 +28,12 @@ def test_an_empty_union_counts_as_a_miss() -> None:
     assert metrics_from_records([record(0, 0)]).to_dict()["oIoU"] == 0
 
 
+def test_an_empty_truth_is_missed_whatever_is_found() -> None:
+    scores = metrics_from_records([record(0, 0), record(0, 6), record(4, 4)]).to_dict()
+    assert (scores["mIoU"], scores["Pr@0.5"]) == (pytest.approx(100 / 3), pytest.approx(100 / 3))
+    assert (scores["oIoU"], scores["count"]) == (40, 3)
+
+
 def test_no_sentence_scores_nothing() -> None:
     assert set(metrics_from_records([]).to_dict().values()) == {0}
 

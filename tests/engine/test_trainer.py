@@ -90,8 +90,9 @@ def test_a_stop_while_scoring_keeps_the_score_due(
 ) -> None:
     config, path = config_of(), folder("run")
     trainer = trainer_of(path, config)
-    original = trainer.val_set.letterbox
-    trainer.val_set.letterbox = lambda i: (signal.raise_signal(signal.SIGINT), original(i))[1]
+    val_set = trainer.val_sets["val"]
+    original = val_set.letterbox
+    val_set.letterbox = lambda i: (signal.raise_signal(signal.SIGINT), original(i))[1]
     with pytest.raises(Stopped) as stopped:
         trainer.fit()
     assert stopped.value.exit_code == 130
@@ -210,6 +211,45 @@ def test_best_is_the_best_by_the_chosen_measure(
     assert story["step"] == best and story["scores"]["val"]["mIoU"] == scores[best]
     assert story["selected_by"] == {"split": "val", "metric": "mIoU"}
     assert story["backbone"]["sha256"] == "0" * 64
+
+
+def test_several_data_sets_are_scored_together_and_each(
+    folder: Any, config_of: Any, trainer_of: Any
+) -> None:
+    path = folder("run")
+    trainer = trainer_of(path, config_of(), mixed=True)
+    trainer.fit()
+    assert trainer.steps_per_epoch == 31 // 4
+    scored = [row for row in rows(path) if "val/oIoU" in row]
+    assert len(scored) == 2
+    for row in scored:
+        assert [row[f"{label}/count"] for label in ("val", "one/val", "two/val")] == [13, 9, 4]
+        sums = [[row[f"{name}/{key}"] for name in ("one/val", "two/val")] for key in SUMS]
+        assert [row[f"val/{key}"] for key in SUMS] == [sum(pair) for pair in sums]
+        assert row["val/oIoU"] == pytest.approx(100 * sum(sums[0]) / sum(sums[1]))
+        assert 13 * row["val/mIoU"] == pytest.approx(
+            9 * row["one/val/mIoU"] + 4 * row["two/val/mIoU"]
+        )
+    with safe_open(path / "best.safetensors", framework="pt") as file:
+        story = json.loads(file.metadata()["story"])
+    assert set(story["scores"]) == {"val", "one/val", "two/val"}
+    assert story["scores"]["val"]["oIoU"] == max(row["val/oIoU"] for row in scored)
+    assert story["data"]["scored_images"] == "left out"
+    counts = {name: one["references"] for name, one in story["data"]["datasets"].items()}
+    assert counts == {"fake0": 21, "fake2": 10}
+    assert story["data_fingerprint"] == trainer.train_set.fingerprint
+
+
+SUMS = ("intersection", "union", "count")
+
+
+def test_what_is_not_finite_names_its_data_set_among_several(
+    folder: Any, config_of: Any, trainer_of: Any
+) -> None:
+    trainer = trainer_of(folder("run"), config_of(), mixed=True)
+    trainer.segmenter.head.register_forward_hook(lambda *args: args[2] * torch.nan)
+    with pytest.raises(NotFinite, match=r"samples: fake[02] ref \d+ 'box \d+' \("):
+        trainer.fit()
 
 
 @pytest.mark.parametrize("batch_size", [22, 100])

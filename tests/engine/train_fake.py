@@ -1,7 +1,8 @@
-"""What the tests start under torchrun: trains the fake model of ``conftest.py`` three times.
+"""What the tests start under torchrun: trains the fake model of ``conftest.py`` four times.
 
-python train_fake.py FOLDER leaves there ``plain``, ``whole`` (dropout and BatchNorm) and ``parts``,
-which is ``whole`` stopped by a signal that the last process alone gets, and gone on with.
+python train_fake.py FOLDER leaves there ``plain``, ``mixed`` (two data sets), ``whole`` (dropout
+and BatchNorm) and ``parts``, which is ``whole`` stopped by a signal that the last process alone
+gets, and gone on with.
 """
 
 import hashlib
@@ -52,6 +53,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with start_processes() as processes:
         train(folder / "plain", processes)
+        train(folder / "mixed", processes, mixed=True)
         train(folder / "whole", processes, dropout=0.5, norm=True)
         train(folder / "parts", processes, dropout=0.5, norm=True, interrupt=True)
         train(folder / "parts", processes, dropout=0.5, norm=True)

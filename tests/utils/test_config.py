@@ -1,15 +1,15 @@
 """Reading, checking and writing configurations."""
 
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from utils.config import TEST_SPLITS, Config, DataConfig, load_config
-from utils.data.refer import DATASETS
+from utils.config import TEST_SPLITS, Config, EvalConfig, load_config
+from utils.data.facts import DATASETS, SPLITS
 from utils.yaml_files import dump_yaml, parse_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -50,10 +50,35 @@ def test_base_documents_every_key_with_its_default() -> None:
     assert dump_yaml(parse_yaml(text)) == Config().to_yaml()
 
 
-def test_data_sets_and_splits_are_those_of_the_data_path() -> None:
-    assert DataConfig.model_fields["dataset"].annotation == Literal[*DATASETS]
-    splits = {split for facts in DATASETS.values() for split in facts.splits}
-    assert splits == {"train", "val", *TEST_SPLITS}
+def test_splits_are_those_of_the_data_path() -> None:
+    assert get_args(EvalConfig.model_fields["split"].annotation) == SPLITS
+    assert {"train", "val", *TEST_SPLITS} == set(SPLITS)
+
+
+def test_base_names_the_published_data_sets() -> None:
+    text = (ROOT / "config/base.yaml").read_text()
+    comment = next(line for line in text.splitlines() if line.startswith("  dataset:"))
+    assert f"# {', '.join(DATASETS)}," in comment
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "names", "longest"),
+    [
+        ("refcoco+", "refcoco+", ("refcoco+",), 17),
+        ("mine", "mine", ("mine",), 17),
+        ("[refcocog_u]", "refcocog_u", ("refcocog_u",), 22),
+        ("[refcoco,refcoco+]", ["refcoco", "refcoco+"], ("refcoco", "refcoco+"), 17),
+        ("[mine, refcocog_g]", ["mine", "refcocog_g"], ("mine", "refcocog_g"), 22),
+    ],
+)
+def test_data_sets_are_a_name_or_several(
+    tmp_path: Path, text: str, written: object, names: tuple[str, ...], longest: int
+) -> None:
+    config = load_config(write(tmp_path, ""), [f"data.dataset={text}"])
+    assert config.data.dataset == written
+    assert (config.data.datasets, config.data.longest_sentence) == (names, longest)
+    assert load_config(write(tmp_path, config.to_yaml())) == config
+    assert load_config(write(tmp_path, ""), ["data.max_words=9"]).data.longest_sentence == 9
 
 
 def test_published_rates() -> None:
@@ -160,7 +185,7 @@ def test_all_mistakes_at_once_each_with_its_file(tmp_path: Path) -> None:
     )
     path = write(
         tmp_path,
-        "base: base.yaml\ntrain: {lr: fast, batchsize: 3, micro_batch: 5}\ndata: {dataset: refcok}",
+        "base: base.yaml\ntrain: {lr: fast, batchsize: 3, micro_batch: 5}\ndata: {dataset: []}",
     )
     lines = mistakes(path, "run.wandb=of", "train.milestones=[9, 3]")
     assert sorted(lines) == sorted(
@@ -170,7 +195,8 @@ def test_all_mistakes_at_once_each_with_its_file(tmp_path: Path) -> None:
             f"{path}: train.lr: 'fast': should be a valid number",
             f"{path}: train: no key 'batchsize' (value 3); did you mean 'batch_size'?",
             f"{path}: train.micro_batch: 5: train.batch_size (32) must be a multiple of it",
-            f"{path}: data.dataset: 'refcok' is not one of its values; did you mean 'refcoco'?",
+            f"{path}: data.dataset: []: should be a name or a list of names, such as "
+            "[refcoco, refcoco+]",
             "--opts run.wandb=of: run.wandb: 'of' is not one of its values; did you mean 'off'?",
             "--opts train.milestones=[9, 3]: train.milestones: [9, 3]: "
             "epochs must ascend, each once, such as [35, 45]",
@@ -195,6 +221,12 @@ def test_all_mistakes_at_once_each_with_its_file(tmp_path: Path) -> None:
         ("eval: {threshold: 0}", "eval.threshold: 0: should be greater than 0"),
         ("train: {max_steps: 10, warmup_steps: 10}", "train.warmup_steps: 10: must be less than"),
         ("train: {milestones: [0]}", "train.milestones.0: 0: should be greater"),
+        ("data: {dataset: 3}", "run.yaml: data.dataset: 3: should be a name or a list of names"),
+        ("data: {dataset: ''}", "run.yaml: data.dataset: '': should be a name or a list of names"),
+        ("data: {dataset: [demo, 3]}", "data.dataset: ['demo', 3]: should be a name or a list"),
+        ("data: {dataset: {a: b}}", "data.dataset: {'a': 'b'}: should be a name or a list"),
+        ("data: {dataset: [a, b, a]}", "['a', 'b', 'a']: a stands twice; name each data set once"),
+        ("data: {allow_leakage: 1}", "run.yaml: data.allow_leakage: 1: should be a valid boolean"),
         ("data: {max_words: 78}", "data.max_words: 78: should be less than or equal to 77"),
         ("train: {lr: 1, lr: 2}", "run.yaml: line 1: key 'lr' stands twice"),
         ("train:\n  3: 4", "run.yaml: line 2: '3' is not text and cannot be a key; quote"),

@@ -1,0 +1,231 @@
+"""Several data sets as one: whose items they are, and that none of them gives the answers away."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from utils.data.dataset import ReferDataset
+from utils.data.mixture import MixedDataset, open_mixture
+from utils.data.packing import pack_dataset
+from utils.data.refer import refer_source
+from utils.data.refer_files import read_refs
+from utils.data.store import ReferStore
+
+SIZE = 32
+OPTIONS = {"image_size": SIZE, "max_words": 22, "seed": 5}
+
+
+def pack_as(
+    demo: Path, root: Path, dataset: str, splits: Mapping[int, str], store: str = "coco-images"
+) -> None:
+    """The demo's references on the images ``splits``, as another data set with these splits."""
+    folder = root / dataset
+    folder.mkdir(parents=True)
+    refs = [
+        ref | {"split": splits[ref["image_id"]]}
+        for ref in read_refs(demo / "refs(unc).p")
+        if ref["image_id"] in splits
+    ]
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    shutil.copy(demo / "instances.json", folder)
+    source = refer_source(
+        root,
+        "refcoco",
+        refs=folder / "refs(unc).p",
+        instances=folder / "instances.json",
+        images=demo / "images",
+    )
+    published = {} if dataset not in ("refcoco", "refcoco+") else source.published
+    source = source._replace(dataset=dataset, image_store=store, published=published)
+    pack_dataset(root, source, accept_differences=True)
+
+
+@pytest.fixture(scope="module")
+def image_ids(demo_root: Path) -> list[int]:
+    """Images of the demo, each with the train references of some data set below."""
+    refs = read_refs(demo_root / "demo" / "refs(unc).p")
+    return list(dict.fromkeys(ref["image_id"] for ref in refs))[:12]
+
+
+@pytest.fixture(scope="module")
+def root(demo_root: Path, tmp_path_factory: pytest.TempPathFactory, image_ids: list[int]) -> Path:
+    """Three data sets: 12 images are split three ways, and ``mine`` keeps copies of its own."""
+    root, demo = tmp_path_factory.mktemp("mixed"), demo_root / "demo"
+    a = dict.fromkeys(image_ids[:6], "train") | {image_ids[6]: "val", image_ids[7]: "testA"}
+    b = dict.fromkeys(image_ids[5:10], "train") | {image_ids[0]: "val", image_ids[10]: "testB"}
+    mine = dict.fromkeys(image_ids[3:9], "train") | {image_ids[1]: "val"}
+    pack_as(demo, root, "refcoco", a)
+    pack_as(demo, root, "refcoco+", b)
+    pack_as(demo, root, "mine", mine, store="mine-images")
+    return root
+
+
+def train_of(root: Path, dataset: str) -> ReferDataset:
+    return ReferDataset(root, dataset, "train", **OPTIONS)
+
+
+def images_of(dataset: ReferDataset | MixedDataset) -> set[int]:
+    return {dataset.info(index).image_id for index in range(len(dataset))}
+
+
+def num_refs(root: Path, dataset: str, images: list[int]) -> int:
+    records = ReferStore(root, dataset).references("train")
+    return sum(record["image_id"] in images for record in records)
+
+
+def test_no_image_of_val_or_test_is_trained_on(root: Path, image_ids: list[int]) -> None:
+    mixed = open_mixture(root, ["refcoco", "refcoco+"], **OPTIONS)
+    first, second = mixed.parts
+    assert images_of(first) == set(image_ids[1:6])
+    assert images_of(second) == {image_ids[i] for i in (5, 8, 9)}
+    left_out = [
+        num_refs(root, "refcoco", image_ids[:1]),
+        num_refs(root, "refcoco+", image_ids[6:8]),
+    ]
+    assert [part.num_left_out for part in mixed.parts] == left_out and min(left_out) > 0
+    assert mixed.num_left_out == sum(left_out)
+    for name, part, lost in zip(("refcoco", "refcoco+"), mixed.parts, left_out, strict=True):
+        assert len(part) == len(train_of(root, name)) - lost
+    scored = {
+        name
+        for store in (ReferStore(root, "refcoco"), ReferStore(root, "refcoco+"))
+        for split in store.splits
+        if split != "train"
+        for name in store.file_names(split)
+    }
+    assert len(scored) == 4
+    assert not scored & {mixed.info(index).file_name for index in range(len(mixed))}
+
+
+def test_the_same_image_in_another_store_is_recognised(root: Path, image_ids: list[int]) -> None:
+    mixed = open_mixture(root, ["mine", "refcoco"], **OPTIONS)
+    mine, refcoco = mixed.parts
+    assert mine.store.images_path != refcoco.store.images_path
+    assert images_of(mine) == {image_ids[i] for i in (3, 4, 5, 8)}
+    assert images_of(refcoco) == {image_ids[i] for i in (0, 2, 3, 4, 5)}
+
+
+def test_leakage_on_request_is_the_plain_sum(root: Path) -> None:
+    names = ["refcoco", "refcoco+", "mine"]
+    leaky = open_mixture(root, names, allow_leakage=True, **OPTIONS)
+    alone = [train_of(root, name) for name in names]
+    assert len(leaky) == sum(map(len, alone)) and leaky.num_left_out == 0
+    expected = [one.info(index) for one in alone for index in range(len(one))]
+    assert [leaky.info(index) for index in range(len(leaky))] == expected
+    assert leaky.composition()["scored_images"] == "left in"
+    clean = open_mixture(root, names, **OPTIONS)
+    assert 0 < len(clean) < len(leaky) and clean.fingerprint != leaky.fingerprint
+
+
+def test_one_data_set_is_itself(root: Path) -> None:
+    for allow_leakage in (False, True):
+        mixed = open_mixture(root, ["refcoco"], allow_leakage=allow_leakage, **OPTIONS)
+        alone = train_of(root, "refcoco")
+        assert mixed.fingerprint == alone.fingerprint
+        assert (len(mixed), mixed.num_left_out, mixed.max_words) == (len(alone), 0, 22)
+        assert mixed.composition()["scored_images"] == "as published"
+        infos = [[one.info(index) for index in range(len(one))] for one in (mixed, alone)]
+        assert infos[0] == infos[1]
+
+
+def test_items_are_those_of_the_parts_under_their_own_index(root: Path) -> None:
+    mixed = open_mixture(root, ["refcoco", "refcoco+"], **OPTIONS)
+    mixed.set_epoch(3)
+    position = 0
+    for part in mixed.parts:
+        assert part.max_words == 22 and part[0]["ids"].shape == (22,)
+        for row in range(len(part)):
+            item, expected = mixed[position], part[row]
+            assert item.pop("index") == position and expected.pop("index") == row
+            assert all(torch.equal(item[key], expected[key]) for key in ("image", "ids", "mask"))
+            assert mixed.info(position) == part.info(row)
+            assert mixed.letterbox(position) == part.letterbox(row)
+            np.testing.assert_array_equal(mixed.truth(position), part.truth(row))
+            np.testing.assert_array_equal(mixed.original(position)[0], part.original(row)[0])
+            position += 1
+    assert position == len(mixed)
+    for index in (-1, position):
+        with pytest.raises(IndexError):
+            mixed[index]
+
+
+def test_sentences_follow_the_epoch_in_workers_too(root: Path) -> None:
+    mixed = open_mixture(root, ["refcoco", "refcoco+"], **OPTIONS)
+    chosen = []
+    for epoch in (1, 2):
+        mixed.set_epoch(epoch)
+        ids = [torch.stack([mixed[index]["ids"] for index in range(len(mixed))])]
+        loader = DataLoader(mixed, batch_size=8, num_workers=1)
+        ids.append(torch.cat([batch["ids"] for batch in loader]))
+        assert torch.equal(*ids)
+        chosen.append(ids[0])
+    assert not torch.equal(*chosen)
+
+
+def test_the_fingerprint_follows_names_content_and_order(root: Path) -> None:
+    pairs = (["refcoco", "refcoco+"], ["refcoco+", "refcoco"], ["refcoco", "mine"])
+    prints = [open_mixture(root, names, **OPTIONS).fingerprint for names in pairs]
+    assert open_mixture(root, pairs[0], **OPTIONS).fingerprint == prints[0]
+    assert len(set(prints)) == 3 and {len(text) for text in prints} == {64}
+
+
+def test_what_is_trained_on_is_told(root: Path) -> None:
+    mixed = open_mixture(root, ["refcoco", "mine"], **OPTIONS)
+    told = json.loads(json.dumps(mixed.composition()))
+    assert told["scored_images"] == "left out" and list(told["datasets"]) == ["refcoco", "mine"]
+    part = mixed.parts[1]
+    assert told["datasets"]["mine"] == {
+        "references": len(part),
+        "left_out_scored_image": part.num_left_out,
+        "left_out_empty_mask": 0,
+        "fingerprint": part.fingerprint,
+    }
+    lines = mixed.describe()
+    assert lines[1] == (
+        f"mine     {len(part)} samples an epoch; left out: {part.num_left_out} on images of val "
+        "and test splits"
+    )
+    leaky = open_mixture(root, ["refcoco", "mine"], allow_leakage=True, **OPTIONS).describe()
+    assert len(leaky) == 3 and "data.allow_leakage" in leaky[2]
+    alone = open_mixture(root, ["mine"], **OPTIONS).describe()
+    assert alone == [f"mine  {len(train_of(root, 'mine'))} samples an epoch"]
+
+
+def test_empty_masks_are_not_trained_on(demo_root: Path, tmp_path: Path, image_ids: list) -> None:
+    demo = tmp_path / "demo"
+    shutil.copytree(demo_root / "demo", demo)
+    instances = json.loads((demo / "instances.json").read_text())
+    refs = [ref for ref in read_refs(demo / "refs(unc).p") if ref["image_id"] in image_ids]
+    for annotation in instances["annotations"]:
+        if annotation["id"] == refs[0]["ann_id"]:
+            annotation["segmentation"] = [[1, 1, 1, 1, 1, 1]]
+    (demo / "instances.json").write_text(json.dumps(instances))
+    pack_as(demo, tmp_path, "refcoco", dict.fromkeys(image_ids, "train"))
+    pack_as(demo, tmp_path, "refcoco+", dict.fromkeys(image_ids, "val"))
+    mixed = open_mixture(tmp_path, ["refcoco"], **OPTIONS)
+    assert (mixed.num_empty, len(mixed)) == (1, len(refs) - 1)
+    assert refs[0]["ref_id"] not in {mixed.info(index).ref_id for index in range(len(mixed))}
+    assert mixed.describe()[0].endswith("samples an epoch; left out: 1 with an empty mask")
+    val = ReferDataset(tmp_path, "refcoco+", "val", image_size=SIZE, all_sentences=True)
+    assert len(val) == sum(len(ref["sentences"]) for ref in refs)
+
+
+def test_mistakes_are_told(root: Path, demo_root: Path, tmp_path: Path, image_ids: list) -> None:
+    with pytest.raises(ValueError, match=r"no data set 'refcocoo'; did you mean 'refcoco'\?"):
+        open_mixture(root, ["refcoco", "refcocoo"], **OPTIONS)
+    pack_as(demo_root / "demo", tmp_path, "one", dict.fromkeys(image_ids, "train"))
+    pack_as(demo_root / "demo", tmp_path, "two", dict.fromkeys(image_ids, "val"))
+    with pytest.raises(ValueError, match="data set 'two' has no split 'train'; it has val"):
+        open_mixture(tmp_path, ["one", "two"], **OPTIONS)
+    splits = dict.fromkeys(image_ids, "val") | {image_ids[0]: "train"}
+    pack_as(demo_root / "demo", tmp_path, "three", splits)
+    pack_as(demo_root / "demo", tmp_path, "four", {image_ids[0]: "testA", image_ids[1]: "train"})
+    with pytest.raises(ValueError, match=r"nothing of three is left .* data\.allow_leakage: true"):
+        open_mixture(tmp_path, ["three", "four"], **OPTIONS)
