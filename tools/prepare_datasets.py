@@ -1,93 +1,227 @@
 """Pack referring segmentation data for training: annotations and images into LMDB files.
 
-The demo data set is generated; the others are read from the official files, which
-datasets/README.md says where to get and where to put. Finished work is never redone unasked.
+RefCOCO, RefCOCO+ and G-Ref are packed from the official files, which are found where users of
+CRIS, ETRIS, LAVT and REFER have them, or fetched with --download. The demo is generated. Data of
+your own are described by a file of JSON lines or by the lists of CRIS (docs/own-data.md).
+
+What is there and what is missing is told before anything starts. Finished work is never redone
+unasked: give the same command again after Ctrl-C or an error, and it goes on from there.
 """
 
 import argparse
+import errno
 import sys
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-EXAMPLE = """example:
+if TYPE_CHECKING:
+    from utils.data.survey import Item
+
+EXAMPLE = """examples:
   python tools/prepare_datasets.py --dataset demo
-  python tools/prepare_datasets.py --dataset refcoco refcoco+ --root datasets"""
-
-
-def prepare(root: Path, dataset: str, *, force: bool = False) -> dict[str, Any]:
-    """Generate (demo) or read a data set, pack it, and return the header of its store.
-
-    What is finished stays, unless ``force``. Raises ``ValueError`` for missing or damaged files.
-    """
-    from utils.data.demo.writer import write_demo
-    from utils.data.packing import pack_dataset, packed_header
-    from utils.data.refer import dataset_facts, source_files
-    from utils.data.store import store_path
-
-    folder = root / dataset_facts(dataset).folder
-    header = None if force else packed_header(root, dataset)
-    if header is not None:
-        print(f"{dataset}: already packed in {store_path(root, dataset)} (--force packs it again)")
-        return header
-    shows_progress = sys.stderr.isatty()
-    if dataset == "demo":
-        if not force and all(path.is_file() for path in source_files(root, dataset)):
-            print(f"{dataset}: already generated in {folder} (--force generates it again)")
-        else:
-            print(f"{dataset}: generating scenes in {folder}")
-            write_demo(folder, shows_progress=shows_progress)
-    print(f"{dataset}: packing into {store_path(root, dataset)}")
-    return pack_dataset(root, dataset, force=force, shows_progress=shows_progress)
-
-
-def report(root: Path, headers: list[dict[str, Any]]) -> str:
-    """A table of references, sentences and images by split, and the bytes of every store."""
-    from utils.data.refer import DATASETS
-    from utils.data.store import store_path
-
-    lines = [f"{'data set':<12}{'split':<8}{'refs':>9}{'sentences':>11}{'images':>9}"]
-    stores: dict[str, None] = {}
-    for header in headers:
-        name = header["dataset"]
-        stores |= {name: None, header["images"]: None}
-        for split, count in header["splits"].items():
-            published = DATASETS[name].splits[split]
-            differs = published not in (0, count["refs"])
-            note = f"   published: {published:,} refs" if differs else ""
-            numbers = f"{count['refs']:>9,}{count['sentences']:>11,}{count['images']:>9,}"
-            lines.append(f"{name:<12}{split:<8}{numbers}{note}")
-    for name in stores:
-        path = store_path(root, name)
-        lines.append(f"{path}: {path.stat().st_size:,} bytes")
-    return "\n".join(lines)
+      generate the demo and pack it
+  python tools/prepare_datasets.py --dataset refcoco refcoco+ --images /data/coco/train2014
+      pack two data sets, their annotations from datasets/, their images from elsewhere
+  python tools/prepare_datasets.py --dataset all --root /data/ref --download --verify
+      fetch what is missing of all four (14 GB), pack it and read it back
+  python tools/prepare_datasets.py --custom mine.jsonl --images pictures --name mine
+      pack your own data; train on it with data.dataset=mine
+  python tools/prepare_datasets.py --custom anns --images images --masks masks --name medical
+      the same from train.json, val.json, ... in the folder anns, as CRIS has them"""
+# faults of the user's folders, not of this code
+FOLDER_FAULTS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST,
+}  # fmt: skip
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    from utils.data.refer import DATASETS
+    from utils.data.facts import DATASETS
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ", ".join(DATASETS)
-    parser.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help=names)
-    parser.add_argument("--root", type=Path, default=Path("datasets"), help="folder (%(default)s)")
-    parser.add_argument("--force", action="store_true", help="redo what is already done")
+    names = f"{', '.join(DATASETS)}, or all for the four but the demo"
+    add = parser.add_argument
+    add("--dataset", nargs="+", default=[], metavar="NAME", help=names)
+    add("--root", type=Path, default=Path("datasets"), help="folder of all data (%(default)s)")
+    add("--images", type=Path, metavar="DIR", help="folder of the images, or one that holds it")
+    add("--download", action="store_true", help="fetch the files that are missing")
+    add(
+        "--verify",
+        action="store_true",
+        help="read what is packed whole and compare it with its checksums",
+    )
+    add(
+        "--skip-bad",
+        action="store_true",
+        help="leave out references whose image is missing or damaged",
+    )
+    add(
+        "--accept-differences",
+        action="store_true",
+        help="pack files that are not as published; recorded",
+    )
+    add("--force", action="store_true", help="redo what is already done")
+    add("--workers", type=int, metavar="N", help="processes (one a core)")
+    add("--custom", type=Path, metavar="FILE", help="your own data: JSON lines, or a folder")
+    add("--name", help="what your own data shall be called")
+    add("--masks", type=Path, metavar="DIR", help="folder of the mask images, with a folder")
     return parser.parse_args(argv)
 
 
+def check_options(arguments: argparse.Namespace) -> None:
+    """``ValueError`` for options that do not go together."""
+    own, folder = arguments.custom is not None, arguments.custom and arguments.custom.is_dir()
+    named = bool(arguments.dataset)
+    rules = {
+        "name data sets with --dataset, or your own with --custom (--help has examples)": (
+            not own and not named
+        ),
+        "--dataset and --custom are two commands; give one of them": own and named,
+        "--custom needs --name, what the data set shall be called": own and not arguments.name,
+        "--custom needs --images, the folder of its images": own and not arguments.images,
+        "--custom with a folder of lists needs --masks, the folder of the mask images": (
+            own and folder and not arguments.masks
+        ),
+        "--masks goes with a folder of lists; lines of JSON name their masks themselves": (
+            own and not folder and arguments.masks
+        ),
+        "--name and --masks describe your own data; they need --custom": (
+            not own and (arguments.name or arguments.masks)
+        ),
+        "--download fetches published data sets; your own data must be there": (
+            own and arguments.download
+        ),
+        "--accept-differences is about published counts; your own data have none": (
+            own and arguments.accept_differences
+        ),
+        "--images is the folder of COCO's images; the demo draws its own": (
+            arguments.dataset == ["demo"] and arguments.images
+        ),
+        "--workers must be 1 or more": arguments.workers is not None and arguments.workers < 1,
+    }
+    for message, is_broken in rules.items():
+        if is_broken:
+            raise ValueError(message)
+
+
+def known_names(names: list[str]) -> list[str]:
+    """The data sets that are asked for, each once; ``ValueError`` has the nearest known name."""
+    from utils.data.facts import DATASETS, REFCOCO
+
+    for name in names:
+        if name not in (*DATASETS, "all"):
+            near = get_close_matches(name.lower(), [*DATASETS, "all"], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; your own data need --custom"
+            raise ValueError(f"no data set {name!r}; known are {', '.join(DATASETS)}, all{hint}")
+    return list(dict.fromkeys(n for name in names for n in (REFCOCO if name == "all" else [name])))
+
+
+def prepare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Find or fetch, pack and verify what is asked for; returns the headers of the stores.
+
+    Raises:
+        ValueError: something is missing, damaged or not as published, or the disk is too full.
+    """
+    from utils.data.provision import find_or_fetch
+    from utils.logging import start_logging
+
+    check_options(arguments)
+    start_logging()
+    if arguments.custom:
+        return [pack(own_item(arguments), arguments)]
+    names = known_names(arguments.dataset)
+    published = [name for name in names if name != "demo"]
+    options = {"images": arguments.images, "fetches": arguments.download, "force": arguments.force}
+    progress = sys.stderr.isatty()
+    found = find_or_fetch(arguments.root, published, **options, shows_progress=progress)
+    items = {item.source.dataset: item for item in found}
+    return [pack(items[n] if n in items else demo_item(arguments), arguments) for n in names]
+
+
+def own_item(arguments: argparse.Namespace) -> "Item":
+    """The user's own data."""
+    from utils.data.custom import jsonl_source, lists_source
+    from utils.data.packing import packed_header
+    from utils.data.survey import Item, describe_own
+
+    path, options = arguments.custom, {"images": arguments.images, "name": arguments.name}
+    if path.is_dir():
+        source = lists_source(path, masks=arguments.masks, **options)
+    else:
+        source = jsonl_source(path, **options)
+    print(describe_own(arguments.root, source))
+    return Item(source, None if arguments.force else packed_header(arguments.root, source))
+
+
+def demo_item(arguments: argparse.Namespace) -> "Item":
+    """The demo, generated if it is not there."""
+    from utils.data.demo.writer import write_demo
+    from utils.data.packing import packed_header
+    from utils.data.refer import refer_source
+    from utils.data.survey import Item
+
+    source = refer_source(arguments.root, "demo")
+    header = None if arguments.force else packed_header(arguments.root, source)
+    folder = source.files[0].parent
+    if header is None and not arguments.force and all(path.is_file() for path in source.files):
+        print(f"demo: already generated in {folder} (--force generates it again)")
+    elif header is None:
+        print(f"demo: generating scenes in {folder}")
+        write_demo(folder, shows_progress=sys.stderr.isatty())
+    return Item(source, header)
+
+
+def pack(item: "Item", arguments: argparse.Namespace) -> dict[str, Any]:
+    """Pack a data set unless that is done, verify it if asked, and return its header."""
+    from utils.data.absent import store_path
+    from utils.data.packing import pack_dataset, verify_dataset
+
+    root, (source, header) = arguments.root, item
+    name, path = source.dataset, store_path(root, source.dataset)
+    options = {"workers": arguments.workers, "shows_progress": sys.stderr.isatty()}
+    if header is None:
+        print(f"{name}: packing into {path}", flush=True)
+        header = pack_dataset(
+            root,
+            source,
+            force=arguments.force,
+            skip_bad=arguments.skip_bad,
+            accept_differences=arguments.accept_differences,
+            **options,
+        )
+    else:
+        print(f"{name}: already packed in {path} (--force packs it again)", flush=True)
+    if arguments.verify:
+        verify_dataset(root, name, **options)
+        print(f"{name}: verified, all images, masks and counts are as they were packed", flush=True)
+    return header
+
+
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     arguments = parse_arguments(argv)
     try:
-        headers = [
-            prepare(arguments.root, name, force=arguments.force) for name in arguments.dataset
-        ]
+        headers = prepare(arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(report(arguments.root, headers))
+    except OSError as error:
+        if error.errno not in FOLDER_FAULTS:
+            raise
+        print(f"error: {error.filename or arguments.root}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; give the same command again and it goes on from here", file=sys.stderr)
+        return 130
+    from utils.data.summary import summarise
+
+    print(summarise(arguments.root, headers))
     return 0
 
 

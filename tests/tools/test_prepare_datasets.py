@@ -1,19 +1,88 @@
-"""The command: generates, packs, reports, and never redoes finished work unasked."""
+"""The command: finds, fetches, packs, verifies, reports, and never redoes finished work unasked."""
 
 import functools
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from tools.prepare_datasets import main
+from utils import download
+from utils.data import mirrors, packing
 from utils.data.demo import writer
+from utils.data.demo.writer import write_demo
 from utils.data.store import ReferStore
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     small = functools.partial(writer.write_demo, num_train_objects=20, num_test_objects=8)
     monkeypatch.setattr(writer, "write_demo", small)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``refs(unc).p``, ``instances.json`` and ``images`` in RefCOCO's layout."""
+    folder = tmp_path_factory.mktemp("scenes") / "refcoco"
+    write_demo(folder, num_train_objects=20, num_test_objects=8)
+    return folder
+
+
+@pytest.fixture
+def root(scenes: Path, tmp_path: Path) -> Path:
+    """A root with RefCOCO in small, its images where CRIS has them."""
+    root = tmp_path / "datasets"
+    shutil.copytree(scenes / "images", root / "images/train2014")
+    (root / "refcoco").mkdir()
+    for name in ("refs(unc).p", "instances.json"):
+        shutil.copy(scenes / name, root / "refcoco")
+    return root
+
+
+@pytest.fixture
+def published(server: Any, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The server, with RefCOCO's archive at its second address and the images at their first."""
+    images = sorted((scenes / "images").iterdir())
+    annotations = {f"refcoco/{name}": scenes / name for name in ("refs(unc).p", "instances.json")}
+    contents = {
+        "refcoco": zipped({**annotations, "refcoco/refs(google).p": scenes / "refs(unc).p"}),
+        "images/train2014": zipped({f"train2014/{path.name}": path for path in images}),
+    }
+    paths = {"refcoco": ["/dead/refcoco.zip", "/refcoco.zip"], "images/train2014": ["/images.zip"]}
+    for folder, content in contents.items():
+        server.files[paths[folder][-1]] = content
+        archive = mirrors.ARCHIVES[folder]._replace(
+            size=len(content),
+            unpacked=2 * len(content),
+            num_images=len(images),
+            sha256=hashlib.sha256(content).hexdigest(),
+            urls=tuple(server.url + path for path in paths[folder]),
+        )
+        monkeypatch.setitem(mirrors.ARCHIVES, folder, archive)
+    return server
+
+
+def zipped(files: dict[str, Path]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, path in files.items():
+            archive.write(path, name)
+    return file.getvalue()
 
 
 def prepare(root: Path, *arguments: str) -> int:
@@ -24,13 +93,23 @@ def snapshot(root: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
 
 
+def rows(shown: str) -> list[list[str]]:
+    return [line.split() for line in shown.splitlines()]
+
+
+SMALL = ("--dataset", "refcoco", "--accept-differences")
+
+
 def test_generates_packs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(tmp_path, "--dataset", "demo") == 0
     shown = capsys.readouterr().out
     header = ReferStore(tmp_path, "demo").header
+    keys = ("refs", "sentences", "images", "bytes", "over_17", "over_22")
     for split, count in header["splits"].items():
-        row = ["demo", split, *map(str, count.values())]
-        assert row in [line.split() for line in shown.splitlines()]
+        row = ["demo", split, *(f"{count[key]:,}" for key in keys), f"{count['seconds']:.1f}"]
+        assert row in rows(shown)
+        assert count["bytes"] > 1000 * count["images"]
+    assert "demo: no image stands in two splits" in shown
     for name in ("demo", "demo-images"):
         size = (tmp_path / "lmdb" / f"{name}.lmdb").stat().st_size
         assert f"{name}.lmdb: {size:,} bytes" in shown
@@ -58,20 +137,281 @@ def test_force_makes_the_same_again(tmp_path: Path) -> None:
     after = snapshot(tmp_path)
     assert after.keys() == before.keys()
     assert all(after[path] != before[path] for path in before)
-    assert ReferStore(tmp_path, "demo").header == header
+    assert ReferStore(tmp_path, "demo").header["fingerprint"] == header["fingerprint"]
+
+
+def test_everything_is_fetched_packed_and_verified(
+    published: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published.plan["/images.zip"] = ["cut", "range"]
+    root = tmp_path / "datasets"
+    assert prepare(root, *SMALL, "--download", "--verify") == 0
+    shown, log = capsys.readouterr()
+    found = dict.fromkeys(["refcoco references", "refcoco annotations", "images files"], "missing;")
+    assert {f"{a} {b}": c for a, b, c, *_ in rows(shown)[:3]} == found
+    fetched = sum(len(content) for content in published.files.values())
+    assert f"to fetch: {fetched:,} bytes (refcoco.zip, train2014.zip)" in shown
+    assert "dead/refcoco.zip: the server answers 404 Not Found; 1 other address to try" in log
+    assert "refcoco: verified, all images, masks and counts" in shown
+    header = ReferStore(root, "refcoco").header
+    table = [row for row in rows(shown) if row[:1] == ["refcoco"] and row[1] in header["splits"]]
+    assert [row[2] for row in table] == [f"{c['refs']:,}" for c in header["splits"].values()]
+    assert "refcoco: accepted, not as published: train has" in shown
+    assert [path for path, _ in published.requests].count("/images.zip") == 2
+    names = {path.name for path in root.iterdir()}
+    assert names == {"refcoco", "images", "lmdb"}, "archives and parts are gone"
+    assert {path.name for path in (root / "refcoco").iterdir()} == {
+        "refs(unc).p", "refs(google).p", "instances.json"
+    }  # fmt: skip
+    before = snapshot(root)
+    published.requests.clear()
+    assert prepare(root, *SMALL, "--download") == 0
+    assert published.requests == [] and snapshot(root) == before
+    shown = capsys.readouterr().out
+    assert "to fetch: " not in shown and "refcoco: already packed in " in shown
+
+
+@pytest.mark.parametrize("has_annotations", [True, False])
+def test_images_are_fetched_only_where_one_is_lacking(
+    published: Any, root: Path, capsys: pytest.CaptureFixture[str], has_annotations: bool
+) -> None:
+    images = sorted((root / "images/train2014").iterdir())
+    images[3].write_bytes(b"my own, not to be overwritten")
+    if not has_annotations:
+        shutil.rmtree(root / "refcoco")
+    extra = mirrors.ARCHIVES["images/train2014"]._replace(num_images=len(images) + 5)
+    mirrors.ARCHIVES["images/train2014"] = extra  # the fixture puts the old one back
+    assert prepare(root, *SMALL, "--download") == 2, "one image is damaged, none is lacking"
+    assert images[3].name in capsys.readouterr().err
+    assert all(path != "/images.zip" for path, _ in published.requests)
+    images[4].unlink()
+    assert prepare(root, *SMALL, "--download", "--skip-bad") == 0
+    assert images[3].read_bytes() == b"my own, not to be overwritten" and images[4].exists()
+    shown = capsys.readouterr().out
+    assert f"{len(images) - 1} images (all of" in shown
+    assert "refcoco: 1 images were skipped with" in shown and images[3].name in shown
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", "elsewhere/images/mscoco/images/train2014"])
+def test_images_lie_elsewhere(
+    root: Path, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+    (root / "images/train2014").rename(tmp_path / folder)
+    assert prepare(root, *SMALL, "--images", str(tmp_path / "elsewhere")) == 0
+    assert f"{tmp_path / folder}, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [(), ("--download",)])
+def test_packed_images_need_no_folder(published: Any, root: Path, options: tuple[str]) -> None:
+    assert prepare(root, *SMALL) == 0
+    shutil.rmtree(root / "images")
+    (root / "refcoco").rename(root / "refcoco+")
+    assert prepare(root, "--dataset", "refcoco+", "--accept-differences", *options) == 0
+    assert published.requests == []
+    assert ReferStore(root, "refcoco+").header["splits"]["val"]["refs"] > 0
+
+
+def test_images_that_are_named_are_not_fetched(
+    published: Any, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = next((root / "images/train2014").iterdir())
+    absent.unlink()
+    assert prepare(root, *SMALL, "--download", "--images", str(absent.parent)) == 2
+    assert f"{absent.name} (missing)" in capsys.readouterr().err
+    assert published.requests == [] and not absent.exists()
+
+
+def test_several_data_sets_and_all(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refs = pickle.loads((root / "refcoco/refs(unc).p").read_bytes())
+    shutil.copytree(root / "refcoco", root / "refcoco+")
+    (root / "refcocog").mkdir()
+    shutil.copy(root / "refcoco/instances.json", root / "refcocog")
+    for name, splits in (("umd", ["train", "val", "test"]), ("google", ["train", "val"])):
+        chosen = [ref | {"split": splits[n % len(splits)]} for n, ref in enumerate(refs)]
+        (root / f"refcocog/refs({name}).p").write_bytes(pickle.dumps(chosen, protocol=2))
+    assert prepare(root, "--dataset", "all", "refcoco", "--accept-differences") == 0
+    shown = capsys.readouterr().out
+    packed = [row[0] for row in rows(shown) if row[1:3] == ["packing", "into"]]
+    assert packed == ["refcoco:", "refcoco+:", "refcocog_u:", "refcocog_g:"]
+    assert "refcocog_g: train and val share" in shown
+    assert "refcocog_u: accepted, not as published: " in shown and "published are none" in shown
+    assert shown.count("coco-images.lmdb: ") == 1
+
+
+def test_a_table_says_what_is_there_before_it_starts(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "pack_dataset", lambda *_, **__: pytest.fail("it started"))
+    (root / "refcoco/instances.json").unlink()
+    assert prepare(root, *SMALL) == 2
+    shown, error = capsys.readouterr()
+    path = root / "refcoco/refs(unc).p"
+    assert f"{path}, {path.stat().st_size:,} bytes" in shown
+    looked = f"missing; looked in {root} for refcoco/instances.json, refcoco/refcoco/instances.json"
+    assert looked in shown and "with --download: 53,993,993 bytes (refcoco.zip)" in shown
+    number = len(list((root / "images/train2014").iterdir()))
+    assert f"{root / 'images/train2014'}, {number:,} images (all of COCO's train2014" in shown
+    assert "to write: about " in shown and "are free" in shown
+    absent = root / "refcoco/instances.json"
+    assert error.startswith(f"error: {absent} is missing; put it there") and "--download" in error
+
+
+def test_no_space_stops_it_before_it_starts(
+    published: Any, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(root)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    before = snapshot(root)
+    for arguments in (SMALL, (*SMALL, "--download")):
+        assert prepare(root, *arguments) == 2
+        error = capsys.readouterr().err
+        assert "no space for what is to be written" in error and "1,000 are free" in error
+    assert snapshot(root) == before and published.requests == []
+
+
+def test_a_killed_command_goes_on(root: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools/prepare_datasets.py"), "--root", str(root), *SMALL]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "packing into" in line:
+            time.sleep(0.2)
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert prepare(root, *SMALL) == 0
+    assert not list(root.rglob("*.part")) and ReferStore(root, "refcoco").header["fingerprint"]
+
+
+def test_ctrl_c_says_how_to_go_on(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing, "pack_dataset", interrupt)
+    assert prepare(root, *SMALL) == 130
+    assert "give the same command again and it goes on" in capsys.readouterr().err
+
+
+def test_verify_finds_damage(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(root, *SMALL) == 0
+    path = root / "lmdb/coco-images.lmdb"
+    content = path.read_bytes()
+    image = next((root / "images/train2014").iterdir()).read_bytes()
+    place = content.index(image) + len(image) // 2
+    path.write_bytes(content[:place] + b"damaged!" + content[place + 8 :])
+    capsys.readouterr()
+    assert prepare(root, *SMALL, "--verify") == 2
+    assert "coco" in capsys.readouterr().err
+
+
+def own_data(scenes: Path, tmp_path: Path) -> list[str]:
+    """Arguments for a file of JSON lines about four images."""
+    names = sorted(path.name for path in (scenes / "images").iterdir())[:4]
+    lines = [
+        json.dumps(
+            {
+                "image": name,
+                "polygon": [[10, 10, 60, 10, 60, 60]],
+                "sentences": ["a thing"],
+                "split": split,
+            }
+        )
+        for name, split in zip(names, ["train", "train", "val", "test"], strict=True)
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    return ["--custom", str(tmp_path / "mine.jsonl"), "--images", str(scenes / "images")]
+
+
+def test_own_data(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, arguments = tmp_path / "datasets", [*own_data(scenes, tmp_path), "--name", "mine"]
+    assert prepare(root, *arguments, "--verify") == 0
+    shown = capsys.readouterr().out
+    assert ["mine", "train", "2", "2", "2"] in [row[:5] for row in rows(shown)]
+    assert "mine.jsonl, " in shown and "mine: verified" in shown
+    assert ReferStore(root, "mine").header["images"] == "mine-images"
+    before = snapshot(root)
+    assert prepare(root, *arguments) == 0 and snapshot(root) == before
+
+
+def test_lists_of_cris(scenes: Path, tmp_path: Path) -> None:
+    images = sorted((scenes / "images").iterdir())[:2]
+    for folder in ("anns", "masks"):
+        (tmp_path / folder).mkdir()
+    for number, (image, split) in enumerate(zip(images, ["train", "val"], strict=True)):
+        mask = np.zeros_like(cv2.imread(str(image)))
+        mask[10:40, 10:60] = 255
+        cv2.imwrite(str(tmp_path / f"masks/{number}.png"), mask)
+        row = {"bbox": [10, 10, 50, 30], "cat": 1, "segment_id": number, "img_name": image.name}
+        row |= {"sentences": [{"idx": 0, "sent_id": 0, "sent": "a thing"}], "sentences_num": 1}
+        (tmp_path / f"anns/{split}.json").write_text(json.dumps([row]))
+    folders = ["--images", str(scenes / "images"), "--masks", str(tmp_path / "masks")]
+    root = tmp_path / "datasets"
+    arguments = ["--custom", str(tmp_path / "anns"), *folders, "--name", "medical", "--verify"]
+    assert prepare(root, *arguments) == 0
+    store = ReferStore(root, "medical")
+    assert store.splits == ("train", "val") and store.index("val").area.tolist() == [30 * 50]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["refcoco+"], "refcoco+/refs(unc).p is missing; put it there"),
-        (["demo", "refcok"], "no data set 'refcok'; known are demo, refcoco, "),
+        (["--dataset", "refcoco+"], "refcoco+/refs(unc).p is missing; put it there"),
+        (["--dataset", "demo", "refcok"], "no data set 'refcok'; known are demo, refcoco, "),
+        (["--dataset", "refcok"], "did you mean 'refcoco'?"),
+        (["--dataset", "mine"], "your own data need --custom"),
+        ([], "name data sets with --dataset, or your own with --custom"),
+        (["--dataset", "demo", "--custom", "a"], "two commands"),
+        (["--custom", "a", "--images", "b"], "--custom needs --name"),
+        (["--custom", "a", "--name", "b"], "--custom needs --images"),
+        (["--custom", ".", "--name", "b", "--images", "b"], "needs --masks"),
+        (["--custom", "a", "--name", "b", "--images", "b", "--masks", "c"], "folder of lists"),
+        (["--custom", "a", "--name", "b", "--images", "b"], "a is missing"),
+        (["--custom", __file__, "--name", "b", "--images", "none"], "the folder none is missing"),
+        (["--custom", "a", "--name", "b", "--images", "b", "--download"], "must be there"),
+        (["--custom", "a", "--name", "b", "--images", "b", "--accept-differences"], "have none"),
+        (["--custom", __file__, "--name", "refcoco", "--images", "."], "'refcoco' cannot be"),
+        (["--dataset", "demo", "--name", "b"], "they need --custom"),
+        (["--dataset", "demo", "--images", "b"], "the demo draws its own"),
+        (["--dataset", "demo", "--workers", "0"], "--workers must be 1 or more"),
+        (["--dataset", "refcoco", "--images", "none"], "none holds no JPEG images"),
+        (["--dataset", "refcoco", "--images", "none", "--download"], "or leave --images out"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert prepare(tmp_path, "--dataset", *arguments) == 2
+    assert prepare(tmp_path, *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
     assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_changed_files_need_force(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(root, *SMALL) == 0
+    path = root / "refcoco/instances.json"
+    path.write_text(f"{path.read_text()} ")
+    assert prepare(root, *SMALL) == 2
+    assert "add --force to pack these" in capsys.readouterr().err
+    assert prepare(root, *SMALL, "--force") == 0
+
+
+def test_what_is_not_as_published_is_refused_by_split(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(root, "--dataset", "refcoco") == 2
+    error = capsys.readouterr().err
+    assert "train has 2" in error and "published are 42,404 and 120,624" in error
+    assert "--accept-differences" in error and not (root / "lmdb/refcoco.lmdb").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert prepare(tmp_path / "file", "--dataset", "demo") == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file") in error and error.count("\n") == 1
