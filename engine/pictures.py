@@ -1,19 +1,18 @@
 """Pictures of what the model finds: overlays, and contact sheets of the best and worst cases."""
 
 import os
-import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from engine.lettering import lettering, wrap
 from utils.data.transforms import letterbox_image
 
 PANEL = 208  # side of a picture on a sheet, in pixels
 GAP = 8
-LINE = 18  # height of a line of text
-COLUMNS = 34  # characters a line, what the font fits into two panels
+ROWS = 2  # of text above a case
 TRUTH, PREDICTION = (60, 200, 80), (235, 60, 60)  # green, red
 
 
@@ -28,13 +27,17 @@ class Case(NamedTuple):
 
 
 def overlay(
-    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTION
+    image: np.ndarray,
+    mask: np.ndarray,
+    colour: tuple[int, int, int] = PREDICTION,
+    *,
+    brightness: float = 1 / 3,
 ) -> np.ndarray:
-    """``image`` (H, W, 3) with ``mask`` (H, W) outlined and all else darkened.
+    """``image`` (H, W, 3) with ``mask`` (H, W) outlined and all else darkened to ``brightness``.
 
     What is found keeps its colours, so that red on red can be seen too.
     """
-    drawn = np.where(mask[:, :, None], image, image // 3)
+    drawn = np.where(mask[:, :, None], image, (image * brightness).astype(np.uint8))
     outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(drawn, outline, -1, colour, thickness=max(1, max(mask.shape) // 150))
 
@@ -46,7 +49,7 @@ def contact_sheet(groups: dict[str, list[Case]]) -> np.ndarray:
     """
     columns = []
     for name, cases in groups.items():
-        title = _text([f"{name}: image, truth (green), prediction (red)"], 3 * PANEL + 2 * GAP)
+        title = _text(f"{name}: image, truth (green), prediction (red)", 3 * PANEL + 2 * GAP, 1)
         columns.append(np.concatenate([title, *(_row(case) for case in cases)]))
     height = max(len(column) for column in columns)
     padded = [
@@ -72,17 +75,12 @@ def _row(case: Case) -> np.ndarray:
     gap = np.full((PANEL, GAP, 3), 255, np.uint8)
     squares = [letterbox_image(panel, PANEL)[0] for panel in panels]
     pictures = np.hstack([squares[0], gap, squares[1], gap, squares[2]])
-    lines = textwrap.wrap(f"IoU {100 * case.iou:.1f}  {case.sentence}", 2 * COLUMNS)[:2]
-    return np.concatenate([pictures, _text([*lines, ""][:2], pictures.shape[1])])
+    text = _text(f"IoU {100 * case.iou:.1f}  {case.sentence}", pictures.shape[1], ROWS)
+    return np.concatenate([pictures, text])
 
 
-def _text(lines: list[str], width: int) -> np.ndarray:
-    """Black text on white, (H, ``width``, 3)."""
-    strip = np.full((LINE * len(lines) + GAP, width, 3), 255, np.uint8)
-    for number, line in enumerate(lines):
-        ascii_only = line.encode("ascii", "replace").decode()  # all that OpenCV's font has
-        place = (2, LINE * (number + 1) - 4)
-        cv2.putText(
-            strip, ascii_only, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA
-        )
-    return strip
+def _text(text: str, width: int, num_rows: int) -> np.ndarray:
+    """Text in exactly ``num_rows`` rows, and a gap: (H, ``width``, 3)."""
+    rows = wrap(text, width, most_rows=num_rows)
+    strip = lettering([*rows, *[""] * (num_rows - len(rows))], width)
+    return np.pad(strip, ((0, GAP), (0, 0), (0, 0)), constant_values=255)
