@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check pytest format clean
+.PHONY: help demo test check pytest scale-test format clean
 .DELETE_ON_ERROR:
 
 help: ## list what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo "options: PYTHON=python3.12  VENV=folder  ARGS='options of the script'"
 
 demo: $(VENV)/.running ## prepare, train, test and picture the demo, at most 12 minutes
@@ -26,6 +26,9 @@ check: $(VENV)/.testing ## ruff and mypy
 
 pytest: $(VENV)/.testing ## pytest; ARGS='-k name' chooses
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+scale-test: $(VENV)/.running ## pack and open data of RefCOCO's size, against limits; 2 GB of disk
+	$(BIN)/python tools/scale_test.py $(ARGS)
 
 format: $(VENV)/.testing ## write the files as ruff formats them
 	$(BIN)/ruff format .

@@ -1,0 +1,114 @@
+"""The scale test on few images: all its steps, and what it does with figures beyond the limits."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import scale_test
+from tools.scale_test import main
+
+FIGURES: dict[str, Any] = {
+    "packing": {"seconds": 100.0, "peak_bytes": [10**9, 10**8]},
+    "opening": {"seconds": 0.1, "bytes": 10**7, "own_bytes_after_items": 2 * 10**7},
+    "bytes": {
+        "packed": {"refcoco.lmdb": 5, "coco-images.lmdb": 35},
+        "an_image_a_reference": 95,
+        "a_mask_a_reference": 5,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, dict[str, Any]]:
+    """Exit code, folder and figures of a run on 60 images."""
+    folder = tmp_path_factory.mktemp("scale")
+    output = folder.parent / "scale.json"
+    code = main(["--images", "60", "--folder", str(folder), "--output", str(output)])
+    return code, folder, json.loads(output.read_text())
+
+
+def test_a_small_run_measures_everything(run: tuple[int, Path, dict[str, Any]]) -> None:
+    code, folder, found = run
+    assert code == (0 if all(limit["holds"] for limit in found["limits"]) else 1)
+    measured = [limit["measured"] for limit in found["limits"]]
+    assert len(measured) == 6 and all(value > 0 for value in measured[:4])
+    splits = found["packing"]["splits"]
+    assert sum(split["images"] for split in splits.values()) == found["images"] == 60
+    assert sum(split["refs"] for split in splits.values()) == pytest.approx(150, abs=3)
+    sizes = {path.name: path.stat().st_size for path in (folder / "lmdb").glob("*.lmdb")}
+    assert found["bytes"]["packed"] == sizes
+    images = sum(path.stat().st_size for path in (folder / "images/train2014").iterdir())
+    assert images < found["bytes"]["an_image_a_reference"] < 5 * images
+    # the largest: helpers such as git come and go between two looks
+    assert all(max(found[part]["peak_bytes"]) > 10_000_000 for part in ("packing", "opening"))
+    assert {"commit", "command", "versions", "cores"} <= found.keys()
+
+
+def test_its_own_folder_is_used_again_and_no_other(
+    run: tuple[int, Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(scale_test, "run", lambda folder, num_images: FIGURES)
+    own = ["--images", "60", "--output", str(tmp_path / "scale.json"), "--folder"]
+    assert main([*own, str(run[1])]) == 0
+    assert [path.name for path in run[1].iterdir()] == [scale_test.MARK]
+    other = tmp_path / "datasets"
+    (other / "refcoco").mkdir(parents=True)
+    assert main([*own, str(other)]) == 2
+    assert "datasets holds other files; give --folder a new" in capsys.readouterr().err
+    assert (other / "refcoco").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "row"),
+    [
+        (("packing", "seconds"), 361.0, "packing, time .* 361 s .* 360 s"),
+        (("packing", "peak_bytes"), [1.5e9, 6e8], "packing, peaks .* MB .* 2000 MB"),
+        (("bytes", "an_image_a_reference"), 80, r"packed over .* 47.059 % .* 45 %"),
+        (("opening", "seconds"), 0.3, "opening, time .* 0.3 s .* 0.2 s"),
+        (("opening", "bytes"), 2e8, "opening, more .* 200 MB .* 100 MB"),
+        (("opening", "own_bytes_after_items"), 2e8, "100 items, .* 200 MB .* 100 MB"),
+    ],
+)
+def test_a_missed_limit_is_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    place: tuple[str, str], value: Any, row: str,
+) -> None:  # fmt: skip
+    figures = {**FIGURES, place[0]: {**FIGURES[place[0]], place[1]: value}}
+    output = tmp_path / "scale.json"
+    monkeypatch.setattr(scale_test, "run", lambda folder, num_images: figures)
+    assert main(["--output", str(output)]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("MISSED") == 1 and shown.count("holds") == 5
+    (missed,) = (line for line in shown.splitlines() if "MISSED" in line)
+    assert re.match(row, missed)
+    assert [limit["holds"] for limit in json.loads(output.read_text())["limits"]].count(False) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "3"], "--images is 3; give 8 to 19,994"),
+        (["--images", "20000"], "--images is 20000; give 8 to 19,994"),
+        (["--output", "scale.txt"], "--output scale.txt should end in .json"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_too_small_a_disk_is_told_before_writing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale_test, "BYTES_AN_IMAGE", 10**15)
+    folder = tmp_path / "scale"
+    assert main(["--images", "60", "--folder", str(folder)]) == 2
+    assert "60,000,000,000,000,000 are needed" in capsys.readouterr().err
+    assert not (folder / "images").exists()

@@ -1,0 +1,85 @@
+"""Memory of a process with its children, against what they are known to hold."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from utils.memory import PeakMemory, family, is_known, peak_size, present_size
+
+pytestmark = pytest.mark.skipif(not is_known(), reason="this system has no /proc")
+MEGABYTE = 1_000_000
+# a parent and a child that hold so many megabytes until the input ends
+HOLD = """
+import subprocess, sys
+mine, *theirs = sys.argv[2:]
+words = [sys.executable, "-c", sys.argv[1], sys.argv[1], *theirs]
+child = subprocess.Popen(words) if theirs else None
+held = b"x" * (int(mine) * 1_000_000)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def start(*megabytes: int) -> subprocess.Popen[str]:
+    """A process and its descendants, each with so many megabytes, when all have them."""
+    words = [sys.executable, "-c", HOLD, HOLD, *map(str, megabytes)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in megabytes:
+        assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.communicate()
+
+
+def test_a_family_is_counted_together() -> None:
+    process = start(40, 60)
+    with PeakMemory(process.pid, interval=0.01) as memory:
+        time.sleep(0.2)
+        end(process)
+    assert 100 * MEGABYTE < memory.total < 160 * MEGABYTE
+    first, second = memory.peaks.values()
+    assert memory.peaks.keys() > {process.pid} and second - first > 15 * MEGABYTE
+
+
+def test_the_peak_stays_when_the_process_has_ended() -> None:
+    process = start(50)
+    with PeakMemory(process.pid, interval=0.01) as memory:
+        time.sleep(0.1)
+        end(process)
+        before = memory.total
+        time.sleep(0.1)
+    assert memory.total == before > 50 * MEGABYTE
+    assert (peak_size(process.pid), present_size(process.pid), family(process.pid)) == (0, 0, [])
+
+
+# what a process tells of itself before, while and after it holds 30 megabytes
+TELL = """
+import os
+from utils.memory import own_size, peak_size, present_size
+def tell():
+    print(present_size(os.getpid()), own_size(os.getpid()), peak_size(os.getpid()))
+tell()
+held = b"x" * 30_000_000
+tell()
+del held
+tell()
+"""
+
+
+def test_a_peak_is_kept_and_the_present_size_falls() -> None:
+    # a process of its own: a large one has memory left over that it takes without growing
+    root = Path(__file__).parents[2]
+    told = subprocess.run(
+        [sys.executable, "-c", TELL], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
+    before, during, after = ([int(size) for size in line.split()] for line in told.splitlines())
+    assert 25 * MEGABYTE < during[0] - before[0] < 40 * MEGABYTE
+    assert 25 * MEGABYTE < during[1] - before[1] < 40 * MEGABYTE
+    assert after[0] < before[0] + 10 * MEGABYTE
+    assert after[2] > during[0] - 5 * MEGABYTE  # Linux counts it roughly
