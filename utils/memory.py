@@ -40,7 +40,9 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._ended.wait(self.interval):
             for process in family(self.process):
-                self.peaks[process] = max(self.peaks.get(process, 0), peak_size(process))
+                # the latest, not the largest: before a new process starts its program, it looks
+                # as large as its parent, whose memory it shares
+                self.peaks[process] = peak_size(process) or self.peaks.get(process, 0)
 
 
 def is_known() -> bool:

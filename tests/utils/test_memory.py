@@ -58,6 +58,30 @@ def test_the_peak_stays_when_the_process_has_ended() -> None:
     assert (peak_size(process.pid), present_size(process.pid), family(process.pid)) == (0, 0, [])
 
 
+# a fork that waits, as one does between fork and exec, then becomes a small program
+FORK = """
+import os, sys, time
+held = b"x" * 60_000_000
+if not os.fork():
+    time.sleep(0.3)
+    os.execv(sys.executable, [sys.executable, "-c", "input()"])
+print("ready", flush=True)
+os.wait()
+"""
+
+
+def test_a_program_is_not_counted_with_the_memory_it_was_forked_from() -> None:
+    words = [sys.executable, "-c", FORK]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    with PeakMemory(process.pid, interval=0.01) as memory:
+        time.sleep(1.0)
+        during = dict(memory.peaks)
+        end(process)
+    first, second = during.values()
+    assert first > 60 * MEGABYTE and second < 40 * MEGABYTE
+
+
 # what a process tells of itself before, while and after it holds 30 megabytes
 TELL = """
 import os
