@@ -1,4 +1,4 @@
-"""Fetch OpenAI's CLIP weights: resumes, verifies the SHA-256, then renames into place."""
+"""Fetch CLIP weights, OpenAI's and EVA-02's: resumes, verifies the SHA-256, renames into place."""
 
 import argparse
 import sys
@@ -9,13 +9,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
-# The SHA-256 of each file, which is also the folder it is published in (openai/CLIP, clip.py).
+# The SHA-256 of each file; OpenAI publishes it in a folder of that name (openai/CLIP, clip.py).
 WEIGHTS = {
     "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
     "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
     "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
     "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
     "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    "EVA02-B/16": "4aab21dd652dc19aab7ff2302e5a07582d7838e8a3b26c80d697115fb0c6ddf0",
+}
+# Those of other publishers: the folder, and the name of the file there and here.
+ELSEWHERE = {
+    "EVA02-B/16": (
+        "https://huggingface.co/QuanSun/EVA-CLIP/resolve/main",
+        "EVA02_CLIP_B_psz16_s8B.pt",
+    ),
 }
 EXAMPLE = """example:
   python tools/download_weights.py RN101
@@ -24,17 +32,20 @@ EXAMPLE = """example:
 
 def file_name(name: str) -> str:
     """The name of the file as it is published: ``ViT-B-16.pt`` for ``ViT-B/16``."""
-    return f"{name.replace('/', '-')}.pt"
+    return ELSEWHERE[name][1] if name in ELSEWHERE else f"{name.replace('/', '-')}.pt"
 
 
 def _address(name: str, url: str | None) -> str:
     if url is not None and url.endswith(".pt"):
         return url
+    if url is None and name in ELSEWHERE:
+        return "/".join(ELSEWHERE[name])
     return f"{(url or BASE_URL).rstrip('/')}/{WEIGHTS[name]}/{file_name(name)}"
 
 
 def _known_name(text: str) -> str:
-    names = {file_name(name).removesuffix(".pt").lower(): name for name in WEIGHTS}
+    names = {name.replace("/", "-").lower(): name for name in WEIGHTS}
+    names |= {file_name(name).removesuffix(".pt").lower(): name for name in WEIGHTS}
     key = text.replace("/", "-").removesuffix(".pt").lower()
     if key not in names:
         near = get_close_matches(key, names, n=1)
@@ -50,7 +61,7 @@ def _fetch(name: str, arguments: argparse.Namespace) -> None:
     if path.exists():
         if file_sha256(path) != WEIGHTS[name]:
             raise ValueError(
-                f"{path}: is there, but is not OpenAI's {name} (its SHA-256 differs); "
+                f"{path}: is there, but is not the published {name} (its SHA-256 differs); "
                 "move it away or choose another --root"
             )
         print(f"{path}: already there, SHA-256 is right")
@@ -76,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         "--root", type=Path, default=Path("pretrain"), help="folder to write to (pretrain)"
     )
     parser.add_argument(
-        "--url", help="another server with OpenAI's folders, or a .pt file's address"
+        "--url", help="another server with folders named by SHA-256, or a .pt file's address"
     )
     parser.add_argument(
         "--retries", type=int, default=5, help="attempts to take up a broken transfer (5)"
@@ -84,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.list:
         for name, sha256 in WEIGHTS.items():
-            print(f"{name:10}{file_name(name):15}{sha256}")
+            print(f"{name:12}{file_name(name):27}{sha256}")
         return 0
     if not arguments.names:
         parser.error("which weights? name some, or see --list")

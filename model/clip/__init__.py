@@ -1,15 +1,8 @@
 """Frozen CLIP: towers with slots, run in twelve steps, and the loading of checkpoints."""
 
+from .backbones import BACKBONES, agree, sizes_of_name
 from .clip import CLIP, Sizes
-from .load import (
-    BACKBONES,
-    agree,
-    load_weights,
-    read_weights,
-    sha256_of,
-    sizes_of_name,
-    sizes_of_state,
-)
+from .load import load_weights, read_weights, sha256_of, sizes_of_state
 from .names import to_openai
 
 __all__ = [

@@ -3,26 +3,28 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from .common import STEPS
+from .common import STEPS, quick_gelu
+from .eva import RotaryTransformer
 from .resnet import ModifiedResNet, Norm
 from .text import TextTransformer
 from .vit import VisionTransformer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1, over CLIP's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
-HEAD_WIDTH = 64  # OpenAI's checkpoints don't hold the number of heads; all of them use this width
+HEAD_WIDTH = 64  # checkpoints don't hold the number of heads; OpenAI's and EVA's use this width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What fixes the shape of every weight of a CLIP in OpenAI's layout.
+    """What fixes the shape of every weight of a CLIP.
 
     ``depths`` has one number for a ViT and four for a ResNet; ``patch`` is 0 for a ResNet.
     ``grid`` and ``context`` are what the weights were trained with; a model may be built for
-    others.
+    others.  ``eva`` stands for EVA-02's image tower, and GELU in the text tower.
     """
 
     embed_dim: int
@@ -36,6 +38,7 @@ class Sizes:
     text_mlp_width: int
     context: int = 77
     vocab: int = 49408
+    eva: bool = False
 
     @property
     def is_vit(self) -> bool:
@@ -78,26 +81,7 @@ class CLIP(nn.Module):
         super().__init__()
         check(sizes, image_size, max_words)
         self.sizes = sizes
-        grid = image_size // sizes.stride
-        if sizes.is_vit:
-            self.visual: VisionTransformer | ModifiedResNet = VisionTransformer(
-                width=sizes.image_width,
-                depth=sizes.depths[0],
-                heads=sizes.image_width // HEAD_WIDTH,
-                mlp_width=sizes.mlp_width,
-                patch=sizes.patch,
-                grid=grid,
-                embed_dim=sizes.embed_dim,
-            )
-        else:
-            self.visual = ModifiedResNet(
-                width=sizes.image_width,
-                depths=sizes.depths,
-                heads=sizes.image_width * 32 // HEAD_WIDTH,
-                grid=grid,
-                embed_dim=sizes.embed_dim,
-                norm=norm,
-            )
+        self.visual = make_image_tower(sizes, image_size // sizes.stride, norm)
         self.text = TextTransformer(
             width=sizes.text_width,
             depth=sizes.text_depth,
@@ -106,6 +90,7 @@ class CLIP(nn.Module):
             vocab=sizes.vocab,
             context=max_words,
             embed_dim=sizes.embed_dim,
+            activation=F.gelu if sizes.eva else quick_gelu,
         )
         self.frozen: frozenset[str] = frozenset()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
@@ -146,6 +131,31 @@ class CLIP(nn.Module):
         for step in range(STEPS):
             hidden = self.text.run(step, hidden)
         return self.text.head(hidden, ids)[1]
+
+
+def make_image_tower(
+    sizes: Sizes, grid: int, norm: Norm
+) -> VisionTransformer | RotaryTransformer | ModifiedResNet:
+    """The tower of the kind that ``sizes`` names, its positions made for ``grid`` cells a side."""
+    if not sizes.is_vit:
+        return ModifiedResNet(
+            width=sizes.image_width,
+            depths=sizes.depths,
+            heads=sizes.image_width * 32 // HEAD_WIDTH,
+            grid=grid,
+            embed_dim=sizes.embed_dim,
+            norm=norm,
+        )
+    tower = RotaryTransformer if sizes.eva else VisionTransformer
+    return tower(
+        width=sizes.image_width,
+        depth=sizes.depths[0],
+        heads=sizes.image_width // HEAD_WIDTH,
+        mlp_width=sizes.mlp_width,
+        patch=sizes.patch,
+        grid=grid,
+        embed_dim=sizes.embed_dim,
+    )
 
 
 def check(sizes: Sizes, image_size: int, max_words: int) -> None:

@@ -4,6 +4,7 @@ Shapes: B batch, C width, P prefix tokens, N tokens, L words, H x W grid.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 STEPS = 12  # both towers run in this many steps, one text block each
 STAGE_ENDS = (3, 7, 11)  # the steps after which a stage ends: a third of either tower
+Activation = Callable[[Tensor], Tensor]
 
 
 class Hidden(NamedTuple):
@@ -20,6 +22,8 @@ class Hidden(NamedTuple):
 
     x: Tensor  # the input itself: image map (B, C, H, W), words (B, L, C)
     prefix: Tensor | None  # tokens in front of it, e.g. the class token: (B, P, C); None: no tokens
+    # which of all these tokens are no padding: (B, P + N) bool; None: all
+    keep: Tensor | None = None
 
 
 class Features(NamedTuple):
@@ -29,6 +33,7 @@ class Features(NamedTuple):
     joint: Tensor  # the last map in CLIP's joint space: (B, E, H, W)
     words: Tensor  # (B, L, C)
     sentence: Tensor  # (B, E)
+    trail: tuple[Tensor, ...] = ()  # detached image maps (B, C, H, W) where a side network taps
 
 
 class Residual(nn.Module):
@@ -97,16 +102,37 @@ class Attention(nn.Module):
         key: Tensor | None = None,  # (B, M, memory_width); the query itself by default
         value: Tensor | None = None,  # like key; the key by default
         keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
+        value_change: Tensor | None = None,  # (B, M, C): added to the projected values
     ) -> Tensor:
         key = query if key is None else key
         value = key if value is None else value
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        mask = None if keep is None else keep[:, None, None, :]  # over heads and queries
+        v = v if value_change is None else v + value_change
+        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
         dropout = self.dropout if self.training else 0.0
-        with sdpa_kernel(kernels(q, k)):
-            x = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=self.causal)
-        return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, N, out_width)
+        x = attend(q, k, v, keep, causal=self.causal, dropout=dropout)
+        return self.out_proj(x)  # (B, N, out_width)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``(B, N, C) -> (B, heads, N, C / heads)``."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def attend(
+    query: Tensor,  # (B, heads, N, D)
+    key: Tensor,  # (B, heads, M, D)
+    value: Tensor,  # (B, heads, M, D)
+    keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """``softmax(Q K^T / sqrt(D)) V``, the heads put together: ``(B, N, heads D)``."""
+    mask = None if keep is None else keep[:, None, None, :]  # over heads and queries
+    with sdpa_kernel(kernels(query, key)):
+        x = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
+    return x.transpose(1, 2).flatten(2)
 
 
 ANY_KERNEL = [
@@ -130,39 +156,54 @@ def kernels(query: Tensor, key: Tensor) -> list[SDPBackend]:
     return ANY_KERNEL
 
 
-class MLP(nn.Module):
-    """``fc2(QuickGELU(fc1(x)))`` with ``QuickGELU(x) = x sigmoid(1.702 x)``, as OpenAI's CLIP."""
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x sigmoid(1.702 x)``: OpenAI's GELU."""
+    return x * torch.sigmoid(1.702 * x)
 
-    def __init__(self, width: int, hidden: int):
+
+class MLP(nn.Module):
+    """``fc2(activation(fc1(x)))``; the activation of OpenAI's CLIP is :func:`quick_gelu`."""
+
+    def __init__(self, width: int, hidden: int, activation: Activation = quick_gelu):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class PreNorm(Residual):
     """``shortcut(x) + after(branch(norm(x)))``: one half of a transformer block."""
 
-    def __init__(self, width: int, branch: nn.Module):
+    def __init__(self, width: int, branch: nn.Module, *, epsilon: float = 1e-5):
         super().__init__(width)
-        self.norm, self.branch = nn.LayerNorm(width), branch
+        self.norm, self.branch = nn.LayerNorm(width, eps=epsilon), branch
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.join(x, self.branch(self.norm(x)))
+    def forward(self, x: Tensor, **options: Tensor | None) -> Tensor:
+        """``options`` go to the branch, such as ``keep`` to an attention."""
+        return self.join(x, self.branch(self.norm(x), **options))
 
 
 class Block(nn.Module):
     """A pre-norm transformer block, ``(B, N, C) -> (B, N, C)``."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, *, causal: bool = False):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        causal: bool = False,
+        activation: Activation = quick_gelu,
+    ):
         super().__init__()
         self.attention = PreNorm(width, Attention(width, heads, causal=causal))
-        self.mlp = PreNorm(width, MLP(width, mlp_width))
+        self.mlp = PreNorm(width, MLP(width, mlp_width, activation))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.attention(x))
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """``keep`` (B, N) bool: the tokens that may be attended to; by default all."""
+        return self.mlp(self.attention(x, keep=keep))
 
 
 def blocks_of_step(blocks: nn.ModuleList, step: int) -> nn.ModuleList:

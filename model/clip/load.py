@@ -1,84 +1,39 @@
 """From a file of CLIP weights to a :class:`CLIP`: reading, sizes, names, positions."""
 
-import difflib
 import hashlib
 import math
 import pickle
 import re
 import warnings
 import zipfile
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .backbones import BACKBONES, file_name
 from .clip import CLIP, Sizes
+from .eva_names import from_eva, is_eva
 from .names import State, from_openai
 
-
-def vit(width: int, depth: int, patch: int, grid: int, embed_dim: int, text_width: int) -> Sizes:
-    return Sizes(
-        embed_dim=embed_dim,
-        image_width=width,
-        depths=(depth,),
-        patch=patch,
-        grid=grid,
-        mlp_width=4 * width,
-        text_width=text_width,
-        text_depth=12,
-        text_mlp_width=4 * text_width,
-    )
-
-
-def resnet(
-    width: int, depths: tuple[int, ...], grid: int, embed_dim: int, text_width: int
-) -> Sizes:
-    return Sizes(
-        embed_dim=embed_dim,
-        image_width=width,
-        depths=depths,
-        patch=0,
-        grid=grid,
-        mlp_width=0,
-        text_width=text_width,
-        text_depth=12,
-        text_mlp_width=4 * text_width,
-    )
-
-
-BACKBONES = {
-    "RN50": resnet(64, (3, 4, 6, 3), 7, 1024, 512),
-    "RN101": resnet(64, (3, 4, 23, 3), 7, 512, 512),
-    "ViT-B/32": vit(768, 12, 32, 7, 512, 512),
-    "ViT-B/16": vit(768, 12, 16, 14, 512, 512),
-    "ViT-L/14": vit(1024, 24, 14, 16, 768, 768),
-    "demo-vit": replace(vit(128, 12, 8, 10, 64, 64), mlp_width=384),  # keeps the file small
-    "demo-resnet": resnet(16, (2, 2, 2, 2), 5, 64, 64),
+# Where a ViT's state tells its sizes: patches, positions, blocks and, in these, the wide Linear.
+VIT_KEYS = {
+    False: (
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        "visual.transformer.resblocks",
+        "mlp.c_fc",
+    ),
+    True: ("visual.patch_embed.weight", "visual.positions", "visual.blocks", "mlp.branch.fc1"),
 }
 
 
-def sizes_of_name(name: str) -> Sizes:
-    """Sizes of a CLIP by its name.
-
-    Raises:
-        ValueError: if no CLIP of that name is known.
-    """
-    if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"model.backbone.name: no backbone {name!r}{hint} Known: {', '.join(BACKBONES)}; "
-            "leave the name out to read the sizes off the weights"
-        )
-    return BACKBONES[name]
-
-
 def sizes_of_state(state: State) -> Sizes:
-    """Sizes of a CLIP by its weights in OpenAI's layout."""
+    """Sizes of a CLIP by its weights as :func:`read_weights` gives them."""
     blocks = "transformer.resblocks"
-    common = {
+    common: dict[str, Any] = {
         "embed_dim": state["text_projection"].shape[1],
         "text_width": state["text_projection"].shape[0],
         "text_depth": count(state, rf"{blocks}\.(\d+)\."),
@@ -86,16 +41,17 @@ def sizes_of_state(state: State) -> Sizes:
         "context": state["positional_embedding"].shape[0],
         "vocab": state["token_embedding.weight"].shape[0],
     }
-    if "visual.proj" in state:
-        patch_embed = state["visual.conv1.weight"]
-        return Sizes(
-            image_width=patch_embed.shape[0],
-            depths=(count(state, rf"visual\.{blocks}\.(\d+)\."),),
-            patch=patch_embed.shape[-1],
-            grid=math.isqrt(state["visual.positional_embedding"].shape[0] - 1),
-            mlp_width=state[f"visual.{blocks}.0.mlp.c_fc.weight"].shape[0],
-            **common,
-        )
+    for eva, (patches, positions, image_blocks, mlp) in VIT_KEYS.items():
+        if patches in state and positions in state:
+            return Sizes(
+                image_width=state[patches].shape[0],
+                depths=(count(state, rf"{image_blocks}\.(\d+)\."),),
+                patch=state[patches].shape[-1],
+                grid=math.isqrt(state[positions].shape[0] - 1),
+                mlp_width=state[f"{image_blocks}.0.{mlp}.weight"].shape[0],
+                eva=eva,
+                **common,
+            )
     return Sizes(
         image_width=state["visual.layer1.0.conv1.weight"].shape[0],
         depths=tuple(count(state, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)),
@@ -112,7 +68,7 @@ def count(state: State, pattern: str) -> int:
 
 
 def load_weights(clip: CLIP, state: State, source: str) -> None:
-    """Put weights in OpenAI's layout into ``clip``, positions made to fit its grid and sentences.
+    """Put weights as read into ``clip``, positions made to fit its grid and sentences.
 
     Raises:
         ValueError: if a weight is missing, left over or of another shape.
@@ -150,8 +106,17 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
     return torch.cat([positions[:1], square[0].flatten(1).T])
 
 
+IMAGE_POSITIONS = {  # of a ViT, a ResNet, an EVA-02
+    "visual.positional_embedding",
+    "visual.attnpool.positional_embedding",
+    "visual.positions",
+}
+
+
 def read_weights(path: str | Path) -> State:
-    """Read a CLIP in OpenAI's layout: a TorchScript archive, a state dict or a safetensors file.
+    """Read a CLIP: a TorchScript archive, a state dict or a safetensors file.
+
+    What comes is in OpenAI's layout, but for an EVA-02's image tower, which has our names.
 
     No code of the file is unpickled: TorchScript archives are read by ``torch.jit.load``, all
     others with ``weights_only=True``.
@@ -172,15 +137,16 @@ def read_weights(path: str | Path) -> State:
             f"{path}: a checkpoint of a segmentation model, not the CLIP under it; give it as "
             "--checkpoint and the CLIP weights as model.backbone.weights"
         )
-    vit_key, resnet_key = "visual.proj", "visual.attnpool.positional_embedding"
-    if "text_projection" not in state or not (vit_key in state or resnet_key in state):
-        raise ValueError(f"{path}: not a CLIP in OpenAI's layout (no text_projection or visual.*)")
+    if is_eva(state):
+        try:
+            state = from_eva(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    if "text_projection" not in state or not IMAGE_POSITIONS & state.keys():
+        raise ValueError(
+            f"{path}: not a CLIP in OpenAI's layout or EVA-02's (no text_projection or visual.*)"
+        )
     return state
-
-
-def file_name(name: str) -> str:
-    """What a backbone's weights are called in ``pretrain/``: ``ViT-B/16`` -> ``ViT-B-16.pt``."""
-    return f"{name.replace('/', '-')}.pt"
 
 
 def read_tensors(path: Path) -> State:
@@ -203,7 +169,8 @@ def read_tensors(path: Path) -> State:
         raise ValueError(f"{path}: not a file of weights that can be read ({reason})") from error
     if isinstance(content, nn.Module) or not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
-    content = content.get("state_dict", content)
+    for key in ("state_dict", "model", "module"):
+        content = content[key] if isinstance(content.get(key), dict) else content
     if not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: not a CLIP; holds more than tensors")
     return content
@@ -220,18 +187,3 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def agree(name: str, sizes: Sizes, source: str) -> None:
-    """Raise a ``ValueError`` unless the weights of ``source`` have the sizes ``name`` promises."""
-    wanted = sizes_of_name(name)
-    if sizes == wanted:
-        return
-    fits = [other for other, known in BACKBONES.items() if known == sizes]
-    fields = [f for f in vars(wanted) if getattr(wanted, f) != getattr(sizes, f)]
-    detail = ", ".join(f"{f} {getattr(sizes, f)} not {getattr(wanted, f)}" for f in fields)
-    what = f"is a {fits[0]}" if fits else "is of other sizes"
-    raise ValueError(
-        f"{source}: model.backbone.name says {name}, but the file {what} ({detail}); "
-        "correct the name or the path, or leave the name out"
-    )

@@ -40,7 +40,7 @@ DROPPED = {"logit_scale", "input_resolution", "context_length", "vocab_size"}
 
 
 def from_openai(state: State) -> State:
-    """Weights in OpenAI's layout, renamed to ours and in float32."""
+    """Weights in OpenAI's layout, renamed to ours and in float32; our names stay."""
     ours: State = {}
     is_vit = "visual.proj" in state
     for key, value in state.items():
@@ -77,6 +77,7 @@ def rename_in_block(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
 
 def to_openai(clip: CLIP) -> State:
     """The weights of ``clip`` in OpenAI's layout; the inverse of :func:`from_openai`."""
+    assert not clip.sizes.eva, "OpenAI's layout has no names for EVA-02's image tower"
     whole = {ours: theirs for theirs, ours in WHOLE.items()}
     if isinstance(clip.visual, ModifiedResNet):
         whole["visual.positions"] = "visual.attnpool.positional_embedding"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .common import Block, Hidden, blocks_of_step
+from .common import Activation, Block, Hidden, blocks_of_step, quick_gelu
 
 
 class TextTransformer(nn.Module):
@@ -11,6 +11,7 @@ class TextTransformer(nn.Module):
 
     Args:
         context: number of positions, the longest sentence with its start and end tokens.
+        activation: of the MLPs.
     """
 
     def __init__(
@@ -23,13 +24,14 @@ class TextTransformer(nn.Module):
         vocab: int,
         context: int,
         embed_dim: int,
+        activation: Activation = quick_gelu,
     ):
         super().__init__()
         self.width, self.embed_dim = width, embed_dim
         self.token_embed = nn.Embedding(vocab, width)
         self.positions = nn.Parameter(0.01 * torch.randn(context, width))
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_width, causal=True) for _ in range(depth)
+            Block(width, heads, mlp_width, causal=True, activation=activation) for _ in range(depth)
         )
         self.norm_post = nn.LayerNorm(width)
         self.proj = nn.Linear(width, embed_dim, bias=False)
@@ -37,16 +39,17 @@ class TextTransformer(nn.Module):
     def embed(self, ids: Tensor) -> Hidden:
         """Token ids ``(B, L)``, padded with 0 -> words before the first block."""
         x = self.token_embed(ids) + self.positions[: ids.shape[1]]  # (B, L, C)
-        return Hidden(x, x[:, :0])
+        return Hidden(x, x[:, :0], ids != 0)
 
     def run(self, step: int, hidden: Hidden) -> Hidden:
+        """One step; padding stands behind the sentence, where causal attention never looks."""
         prefix = hidden.prefix
         assert prefix is not None
         tokens = torch.cat([prefix, hidden.x], dim=1)  # (B, P + L, C)
         for block in blocks_of_step(self.blocks, step):
             tokens = block(tokens)
         size = prefix.shape[1]
-        return Hidden(tokens[:, size:], tokens[:, :size])
+        return hidden._replace(x=tokens[:, size:], prefix=tokens[:, :size])
 
     def head(self, hidden: Hidden, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Words ``(B, L, C)`` and the sentence ``(B, embed_dim)`` read at the end-of-text token."""

@@ -56,9 +56,10 @@ class VisionTransformer(nn.Module):
         assert prefix is not None
         tokens = torch.cat([prefix, to_tokens(hidden.x)], dim=1)  # (B, P + HW, C)
         for block in blocks_of_step(self.blocks, step):
-            tokens = block(tokens)
+            tokens = block(tokens, hidden.keep)
         size = prefix.shape[1]
-        return Hidden(to_map(tokens[:, size:], hidden.x.shape[2:]), tokens[:, :size])
+        x = to_map(tokens[:, size:], hidden.x.shape[2:])
+        return hidden._replace(x=x, prefix=tokens[:, :size])
 
     def head(self, hidden: Hidden) -> Tensor:
         """Every patch in the joint space: ``(B, embed_dim, H, W)``."""

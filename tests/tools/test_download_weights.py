@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.download_weights import WEIGHTS, file_name, main
+from model.clip import backbones
+from tools.download_weights import ELSEWHERE, WEIGHTS, file_name, main
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -43,7 +44,7 @@ def test_file_that_is_there_is_not_fetched_again(run, server, capsys) -> None:
     assert "already there, SHA-256 is right" in capsys.readouterr().out
     path.write_bytes(b"mine")
     assert run()[0] == 2 and path.read_bytes() == b"mine"
-    assert "is not OpenAI's ViT-B/16" in capsys.readouterr().err
+    assert "is not the published ViT-B/16" in capsys.readouterr().err
 
 
 def test_broken_transfer_is_taken_up_by_the_next_command(run, server, capsys) -> None:
@@ -91,3 +92,22 @@ def test_names(capsys) -> None:
     assert stopped.value.code == 2
     assert [file_name(name) for name in ("RN101", "ViT-L/14")] == ["RN101.pt", "ViT-L-14.pt"]
     assert all(len(sha256) == 64 for sha256 in WEIGHTS.values())
+
+
+def test_weights_from_another_publisher(server, tmp_path: Path, monkeypatch, capsys) -> None:
+    """EVA-02 lies in a folder of its own, under the name that its publisher chose."""
+    monkeypatch.setitem(WEIGHTS, "EVA02-B/16", SHA256)
+    monkeypatch.setitem(ELSEWHERE, "EVA02-B/16", (f"{server.url}/EVA-CLIP", "EVA02_CLIP_B.pt"))
+    server.files["/EVA-CLIP/EVA02_CLIP_B.pt"] = CONTENT
+    for name in ("EVA02-B/16", "eva02-b-16", "EVA02_CLIP_B.pt"):
+        assert main([name, "--root", str(tmp_path)]) == 0
+    assert (tmp_path / "EVA02_CLIP_B.pt").read_bytes() == CONTENT
+    assert len(server.requests) == 1
+
+
+def test_names_and_files_are_those_that_models_are_built_with() -> None:
+    assert {name: file_name(name) for name in WEIGHTS} == {
+        name: backbones.file_name(name)
+        for name in backbones.BACKBONES
+        if not name.startswith("demo-")
+    }
