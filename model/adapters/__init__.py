@@ -7,4 +7,6 @@ they are frozen: it fills the ``shortcut`` or ``after`` slot of their residual s
 
 from collections.abc import Callable
 
-ADAPTERS: dict[str, Callable[..., None]] = {}
+from .snf import add_snf
+
+ADAPTERS: dict[str, Callable[..., None]] = {"snf": add_snf}

@@ -8,8 +8,9 @@ from torch import nn
 from model.clip.common import Hidden
 
 from .bridger import Bridger
+from .intertwine import Intertwine
 
-BRIDGES: dict[str, Callable[..., nn.Module]] = {"bridger": Bridger}
+BRIDGES: dict[str, Callable[..., nn.Module]] = {"bridger": Bridger, "intertwine": Intertwine}
 
 
 class Bridge(Protocol):
