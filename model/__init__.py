@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from model.clip import (
 from model.decoder import Decoder
 from model.encoder import Encoder
 from model.segmenter import Segmenter
+from model.side import SIDES, Side
 
 __all__ = ["Segmenter", "build_clip", "build_segmenter"]
 
@@ -43,6 +44,9 @@ class ModelConfig(Protocol):
 
     @property
     def bridges(self) -> Sequence[Mapping[str, Any]]: ...
+
+    @property
+    def side(self) -> Mapping[str, Any] | None: ...
 
     @property
     def decoder(self) -> Any: ...
@@ -77,14 +81,19 @@ def build_segmenter(
     )
     clip.freeze(train_positions=config.train_positions)
     for place, options in enumerate(config.adapters):
-        attach(ADAPTERS, options, clip, f"model.adapters.{place}")
+        attach(ADAPTERS, options, f"model.adapters.{place}", clip)
     bridges = [
-        attach(BRIDGES, options, clip, f"model.bridges.{place}")
+        attach(BRIDGES, options, f"model.bridges.{place}", clip)
         for place, options in enumerate(config.bridges)
     ]
     grid = image_size // clip.visual.strides[1]
     decoder = Decoder(clip, grid=grid, max_words=max_words, **dict(config.decoder))
-    segmenter = Segmenter(Encoder(clip, bridges), decoder, backbone)
+    side = None
+    if config.side is not None:
+        # last: a seed gives all the rest the same weights as without it
+        side = attach(SIDES, config.side, "model.side", clip, grid, config.decoder.dim)
+    taps = cast(Side, side).taps if side is not None else ()
+    segmenter = Segmenter(Encoder(clip, bridges, taps=taps), decoder, backbone, side)
     # a sixth faster for a ResNet's training step on a CPU, and what tensor cores want
     return segmenter.to(memory_format=torch.channels_last)
 
@@ -125,9 +134,9 @@ def build_clip(
 
 
 def attach(
-    registry: Mapping[str, Callable[..., Any]], options: Mapping[str, Any], clip: CLIP, place: str
+    registry: Mapping[str, Callable[..., Any]], options: Mapping[str, Any], place: str, *built: Any
 ) -> Any:
-    """Call the entry called ``options['name']`` with the CLIP and the other options.
+    """Call the entry called ``options['name']`` with what is built and the other options.
 
     Raises:
         ValueError: if the name or an option is not known, naming the place in the configuration.
@@ -137,13 +146,13 @@ def attach(
         known = ", ".join(registry) or "none yet"
         raise ValueError(f"{place}: no {name!r}; known: {known}")
     rest = {key: value for key, value in options.items() if key != "name"}
-    known_options = list(inspect.signature(registry[name]).parameters)[1:]
+    known_options = list(inspect.signature(registry[name]).parameters)[len(built) :]
     for key in rest:
         if key not in known_options:
             near = difflib.get_close_matches(key, known_options, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known_options)}"
             raise ValueError(f"{place}: {name} has no option {key!r}; {hint}")
     try:
-        return registry[name](clip, **rest)
+        return registry[name](*built, **rest)
     except TypeError as error:
         raise ValueError(f"{place}: {name} cannot be built with {rest}: {error}") from error

@@ -55,12 +55,13 @@ class Decoder(nn.Module):
         )
         self.projector = Projector(dim, visual.embed_dim)
 
-    def forward(self, features: Features, ids: Tensor) -> Tensor:
-        """-> logits ``(B, 1, 4 H, 4 W)``."""
+    def forward(self, features: Features, ids: Tensor, residual: Tensor | None = None) -> Tensor:
+        """-> logits ``(B, 1, 4 H, 4 W)``; ``residual`` (B, dim, H, W) is added to the query."""
         top = features.joint
         if self.connect is not None:
             top = torch.relu(top + self.connect(features.maps[-1]))
         x = self.neck((*features.maps[:-1], top), features.sentence)
+        x = x if residual is None else x + residual
         x = self.transformer(x, features.words, ids != 0)
         return self.projector(x, features.sentence)
 

@@ -1,5 +1,6 @@
 """The two frozen towers in step, with the bridges between them."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -10,11 +11,14 @@ from model.clip.common import STAGE_ENDS, STEPS, Features
 
 
 class Encoder(nn.Module):
-    """Runs both towers step by step and lets every bridge act after each step."""
+    """Runs both towers step by step and lets every bridge act after each step.
 
-    def __init__(self, clip: CLIP, bridges: list[nn.Module]):
+    ``taps`` are the steps after which a side network reads the image map; -1: before the first.
+    """
+
+    def __init__(self, clip: CLIP, bridges: list[nn.Module], *, taps: Sequence[int] = ()):
         super().__init__()
-        self.clip, self.bridges = clip, nn.ModuleList(bridges)
+        self.clip, self.bridges, self.taps = clip, nn.ModuleList(bridges), tuple(taps)
 
     def forward(self, image: Tensor, ids: Tensor) -> Features:
         """Normalised image ``(B, 3, S, S)`` and token ids ``(B, L)`` -> features."""
@@ -24,6 +28,7 @@ class Encoder(nn.Module):
         for bridge in bridges:
             v, t = bridge.enter(v, t)
         maps: list[Tensor] = []
+        trail = [v.x.detach()] if -1 in self.taps else []
         carry: list[Any] = [None] * len(bridges)
         for step in range(STEPS):
             v, t = visual.run(step, v), text.run(step, t)
@@ -31,5 +36,7 @@ class Encoder(nn.Module):
                 v, t, carry[i] = bridge.after(step, v, t, carry[i])
             if step in STAGE_ENDS:
                 maps.append(v.x)
+            if step in self.taps:
+                trail.append(v.x.detach())
         words, sentence = text.head(t, ids)
-        return Features(tuple(maps), visual.head(v), words, sentence)
+        return Features(tuple(maps), visual.head(v), words, sentence, tuple(trail))

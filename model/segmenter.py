@@ -1,23 +1,31 @@
 """Frozen CLIP with what is attached to it, and the decoder: image and sentence in, logits out."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from model.decoder import Decoder
 from model.encoder import Encoder
+from model.side import Side
 
 
 class Segmenter(nn.Module):
-    """``decoder(encoder(image, ids), ids)``.
+    """``decoder(features, ids, side(features, ids))`` of ``features = encoder(image, ids)``.
 
     Attributes:
+        side: the network beside the towers, or None.
         backbone: ``name``, ``weights`` and ``sha256`` of the CLIP inside; all may be None.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, backbone: dict[str, str | None]):
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        backbone: dict[str, str | None],
+        side: nn.Module | None = None,
+    ):
         super().__init__()
-        self.encoder, self.decoder, self.backbone = encoder, decoder, backbone
+        self.encoder, self.decoder, self.side, self.backbone = encoder, decoder, side, backbone
 
     def forward(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Segment what each sentence names in its image.
@@ -31,7 +39,8 @@ class Segmenter(nn.Module):
             of 16 and its ResNets), and the auxiliary loss (), 0 where nothing asks for one.
         """
         features = self.encoder(self.encoder.clip.normalize(image), ids)
-        logits = self.decoder(features, ids)
+        residual = self.side(features, ids) if self.side is not None else None
+        logits = self.decoder(features, ids, residual)
         return logits, logits.new_zeros(())
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -52,6 +61,10 @@ class Segmenter(nn.Module):
         self._load(state, self.state_dict())
 
     def _load(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+        if self.side is not None:
+            own = {k.removeprefix("side."): v for k, v in state.items() if k.startswith("side.")}
+            fitted = cast(Side, self.side).fit(own)
+            state = state | {f"side.{key}": value for key, value in fitted.items()}
         missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
         shapes = [
             f"{key} {tuple(state[key].shape)} not {tuple(value.shape)}"
@@ -68,11 +81,17 @@ class Segmenter(nn.Module):
         self.load_state_dict(state, strict=False)
 
     def parameter_groups(self, *, lr: float, encoder_lr_scale: float) -> list[dict[str, Any]]:
-        """What trains, as an optimizer's groups, each with its rate; empty groups are left out."""
-        rates = {"encoder": lr * encoder_lr_scale, "decoder": lr}
+        """What trains, as an optimizer's groups, each with its rate; empty groups are left out.
+
+        The side network trains at the rate of what is attached inside and between the towers.
+        """
+        attached = lr * encoder_lr_scale
+        rates = {"encoder": attached, "side": attached, "decoder": lr}
         groups = []
         for name, rate in rates.items():
             part = getattr(self, name)
+            if part is None:
+                continue
             parameters = [p for p in part.parameters() if p.requires_grad]
             if parameters:
                 groups.append({"name": name, "params": parameters, "lr": rate})

@@ -30,7 +30,9 @@ TINY_VIT = Sizes(
     text_mlp_width=64,
 )
 TINY_RESNET = replace(TINY_VIT, image_width=4, depths=(1, 1, 2, 1), patch=0, grid=2, mlp_width=0)
-TINY = {"vit": TINY_VIT, "resnet": TINY_RESNET}
+# the joint space as wide as the text tower, as in all ViTs of OpenAI
+TINY_JOINT = replace(TINY_VIT, embed_dim=64)
+TINY = {"vit": TINY_VIT, "resnet": TINY_RESNET, "joint": TINY_JOINT}
 
 
 @pytest.fixture(scope="session", params=["vit", "resnet"])

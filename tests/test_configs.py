@@ -31,9 +31,35 @@ def test_config_builds(path: Path) -> None:
     attached = config.model.bridges or config.model.adapters
     trains_encoder = bool(attached) or config.model.train_positions
     assert ("encoder" in rates) == trains_encoder and rates["decoder"] == config.train.lr
+    assert ("side" in rates) == (config.model.side is not None)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "config")))
 def test_config_names_its_own_command(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
     assert f"# python train.py --config {name}\n" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "batch_size", "lr"),
+    [
+        ("barleria_vitb16", 416, 32, 1e-4),
+        ("barleria_vitb16_mixed", 416, 32, 1e-4),
+        ("no_global_vitb16", 416, 32, 1e-4),
+        ("snf_vitb16", 416, 32, 1e-4),
+        ("barleria_vitl14", 420, 64, 2e-4),
+        ("barleria_vitl14_mixed", 420, 64, 2e-4),
+    ],
+)
+def test_barleria_trains_as_published(
+    name: str, image_size: int, batch_size: int, lr: float
+) -> None:
+    """Section A.2: one rate for everything, 50 epochs, a tenth of it from epoch 35 on."""
+    config = load_config(ROOT / f"config/{name}.yaml")
+    train = config.train
+    assert (config.data.image_size, train.batch_size, train.lr) == (image_size, batch_size, lr)
+    assert (train.epochs, train.schedule, train.milestones, train.gamma) == (50, "step", [35], 0.1)
+    assert train.encoder_lr_scale == 1.0
+    is_mixed = name.endswith("_mixed")
+    assert (len(config.data.datasets) == 3) == is_mixed
+    assert config.data.longest_sentence == (22 if is_mixed else 17)

@@ -17,13 +17,38 @@ from utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-PARTS = ("bridger", "inside the towers", "connect", "neck", "decoder", "projector")
+PARTS = {
+    "positions": "inside the towers",
+    "SNF": "inside the towers",
+    "Bridger": "bridger",
+    "intertwining": "intertwine",
+    "global shortcut": "gst",
+    "connect": "connect",
+    "neck": "neck",
+    "decoder": "decoder",
+    "projector": "projector",
+}
+TOTALS = {"attached": "attached", "head": "head", "trains": "trainable", "frozen": "frozen"}
 
 
 def blocks(language: str) -> list[str]:
     """The code blocks of a language, in their order."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
     return [block for name, block in found if name == language]
+
+
+def sizes() -> dict[str, dict[str, str]]:
+    """The rows of the tables of parameters by their configuration: each cell by its column."""
+    rows, header = {}, None
+    for line in TEXT.splitlines():
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        if name == "configuration":
+            header = cells
+        elif not line.startswith("|"):
+            header = None
+        elif header is not None and name.startswith("`"):
+            rows[name.strip("`")] = dict(zip(header, cells, strict=True))
+    return rows
 
 
 def commands() -> list[list[str]]:
@@ -100,15 +125,22 @@ def test_commands_name_what_there_is(command: list[str]) -> None:
         load_config(ROOT / command[command.index("--config") + 1], overrides)
 
 
-@pytest.mark.parametrize("name", re.findall(r"^\| `(etris_\w+)` \|", TEXT, re.MULTILINE))
-def test_parameters_are_counted(name: str) -> None:
-    row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |"))
-    cells = [cell.strip() for cell in row.strip("|").split("|")[1:]]
+@pytest.mark.parametrize(("name", "row"), sizes().items(), ids=sizes())
+def test_parameters_are_counted(name: str, row: dict[str, str]) -> None:
     counts = count(load_config(ROOT / f"config/{name}.yaml"))
-    numbers = [counts["parts"].get(part, 0) for part in PARTS]
-    numbers += [counts["trainable"], counts["frozen"]]
-    shares = [counts[f"attached_share_of_{towers}"] for towers in ("image_tower", "both_towers")]
-    assert cells == [f"{n:,}" for n in numbers] + [f"{100 * share:.2f} %" for share in shares]
+    wanted = {column: f"{counts['parts'].get(part, 0):,}" for column, part in PARTS.items()}
+    wanted |= {column: f"{counts[total]:,}" for column, total in TOTALS.items()}
+    for tower in ("the image tower", "both towers"):
+        share = counts[f"attached_share_of_{tower.removeprefix('the ').replace(' ', '_')}"]
+        wanted[f"of {tower}"] = f"{100 * share:.2f} %"
+    if row.get("published") != "–":
+        wanted["published"] = f"{counts['attached'] / 1e6:.2f} M"
+    assert row == {column: wanted.get(column, "–") for column in row}
+
+
+def test_every_full_size_configuration_is_counted() -> None:
+    files = {path.stem for path in (ROOT / "config").glob("*.yaml")} - {"base"}
+    assert {name.removesuffix("_mixed") for name in files} == sizes().keys()
 
 
 def test_links_lead_somewhere() -> None:

@@ -59,6 +59,9 @@ def count(config: Any) -> dict[str, Any]:
                 module
             )
     attached = size(segmenter.encoder)
+    if segmenter.side is not None:
+        parts[config.model.side["name"]] = size(segmenter.side)
+        attached += size(segmenter.side)
     if decoder.connect is not None:
         parts["connect"] = size(decoder.connect)
     parts |= {"neck": size(decoder.neck), "decoder": size(decoder.transformer)}

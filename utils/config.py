@@ -111,6 +111,7 @@ class ModelConfig(Section):
     backbone: BackboneConfig = BackboneConfig()
     adapters: list[Module] = []
     bridges: list[Module] = []
+    side: Module | None = None
     decoder: DecoderConfig = DecoderConfig()
     train_positions: bool = False
     backbone_norm: Literal["frozen", "batch"] = "frozen"

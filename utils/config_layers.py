@@ -39,12 +39,12 @@ def read_layers(
     layers = [Layer("default", (), defaults), *(Layer(name, (), tree) for name, tree in files)]
     values: dict[str, Any] = {}
     for layer in layers:
-        values = _merge(values, layer.value)
+        values = _merge(values, layer.value, defaults)
     values = copy.deepcopy(values)  # overrides write into it, and layers remember what was written
     problems = []
     for override in overrides:
         try:
-            layers.append(_apply(values, override))
+            layers.append(_apply(values, override, defaults))
         except ValueError as error:
             problems += [f"--opts {override}: {line}" for line in str(error).splitlines()]
     if problems:
@@ -112,18 +112,21 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     return tree, []
 
 
-def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: dict[str, Any], above: Mapping[str, Any], defaults: Any) -> dict[str, Any]:
+    """``above`` over ``below``: an empty section changes nothing, null takes a module away."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
+        default = defaults.get(key) if isinstance(defaults, Mapping) else None
+        is_section = isinstance(default, Mapping)
         if isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = _merge(old, value)
-        elif not (isinstance(old, dict) and value is None):  # an empty section changes nothing
+            merged[key] = _merge(old, value, default)
+        elif not (is_section and isinstance(old, dict) and value is None):
             merged[key] = value
     return merged
 
 
-def _apply(values: dict[str, Any], override: str) -> Layer:
+def _apply(values: dict[str, Any], override: str, defaults: Any) -> Layer:
     """Write one ``section.key=value`` into ``values``."""
     dotted, equals, text = override.partition("=")
     place = tuple(dotted.strip().split("."))
@@ -146,7 +149,9 @@ def _apply(values: dict[str, Any], override: str) -> Layer:
             raise ValueError(f"{dotted}: {error.args[0]}") from None
         parent[int(place[-1])] = value
     elif isinstance(parent, dict):
-        parent.update(_merge(parent, {place[-1]: value}))
+        for part in place[:-1]:
+            defaults = defaults.get(part) if isinstance(defaults, Mapping) else None
+        parent.update(_merge(parent, {place[-1]: value}, defaults))
     else:
         raise ValueError(f"{'.'.join(place[:-1])} is {parent!r}, which has no keys")
     return Layer(f"--opts {override}", place, value)

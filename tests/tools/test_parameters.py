@@ -57,6 +57,60 @@ def test_table_4(capsys, stages: list[int], millions: float):
     assert round(attached / 1e6, 2) == millions
 
 
+# Of BarLeRIa's table 5: 0.18, 1.57, 0.39 and 2.21 M.
+SNF, INTERTWINE, BRIDGER, GST = 184_416, 41_760 + 41_504, 1_387_648, 1_822_832
+SNF_IN_TEXT = 122_976
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "total"),
+    [
+        ("etris_vitb16", {"bridger": BRIDGER}, "1,387,648"),
+        ("snf_vitb16", {"inside the towers": SNF}, "184,416"),
+        ("snf_etris_vitb16", {"inside the towers": SNF, "bridger": BRIDGER}, "1,572,064"),
+        (
+            "no_global_vitb16",
+            {"inside the towers": SNF + SNF_IN_TEXT, "intertwine": INTERTWINE},
+            "390,656",
+        ),
+        (
+            "barleria_vitb16",
+            {"inside the towers": SNF + SNF_IN_TEXT, "intertwine": INTERTWINE, "gst": GST},
+            "2,213,488",
+        ),
+    ],
+)
+def test_table_5_of_barleria(capsys, name: str, parts: dict[str, int], total: str):
+    result = counts(capsys, name)
+    assert {part: result["parts"].get(part) for part in parts} == parts
+    assert result["attached"] == sum(parts.values())
+    assert f"{result['attached']:,}" == total
+    head = HEADS["vitb16"] | {"decoder": 7_899_136}
+    assert result["head"] == sum(head.values())
+    assert result["trainable"] == result["head"] + result["attached"]
+
+
+@pytest.mark.parametrize(
+    ("override", "attached"),
+    [
+        ("model.adapters.0.towers=image", SNF + INTERTWINE),
+        ("model.adapters.0.towers=text", SNF_IN_TEXT + INTERTWINE),
+        ("model.adapters.0.length=1", 48 * 1 + 24 * 4 * (768 + 512) + INTERTWINE),
+        ("model.bridges.0.directions=image", SNF + SNF_IN_TEXT + 41_760),
+        ("model.bridges.0.directions=text", SNF + SNF_IN_TEXT + 41_504),
+        ("model.bridges.0.refresh=once", SNF + SNF_IN_TEXT + INTERTWINE),
+    ],
+)
+def test_parts_of_the_local_module(capsys, override: str, attached: int):
+    assert counts(capsys, "no_global_vitb16", override)["attached"] == attached
+
+
+@pytest.mark.parametrize("name", ["barleria_vitb16", "barleria_vitl14"])
+def test_mixed_training_changes_no_size(capsys, name: str):
+    parts, mixed = counts(capsys, name)["parts"], counts(capsys, f"{name}_mixed")["parts"]
+    assert parts == mixed
+
+
 def test_shares_and_frozen_counts(capsys):
     result = counts(capsys, "etris_vitb16")
     assert result["frozen"] == result["frozen_image_tower"] + result["frozen_text_tower"]

@@ -121,6 +121,18 @@ def test_empty_file_and_empty_sections_change_nothing(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "train:\nmodel: {decoder: }\n")) == Config()
 
 
+def test_null_takes_the_side_network_away_and_an_empty_section_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "model: {side: {name: gst, dim: 48}, decoder: {dim: 64}}", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\nmodel: {decoder: }")
+    model = load_config(path, ["model.side.dim=24"]).model
+    assert model.side == {"name": "gst", "dim": 24} and model.decoder.dim == 64
+    assert load_config(path, ["model.side=null"]).model.side is None
+    assert load_config(write(tmp_path, "base: base.yaml\nmodel: {side: null}")).model.side is None
+    assert load_config(path, ["model.decoder="]).model.decoder.dim == 64
+    assert "model.side: {'dim': 3}: needs a 'name'" in mistake(tmp_path, "model: {side: {dim: 3}}")
+    assert "model.side: 3: should be a valid dictionary" in mistake(tmp_path, "model: {side: 3}")
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "+1e-4", "1.0e-4", ".1e-3", "0.0001", "10_0e-6"])
 def test_exponents_are_floats(tmp_path: Path, text: str) -> None:
     assert load_config(write(tmp_path, f"train: {{lr: {text}}}")).train.lr == pytest.approx(1e-4)
