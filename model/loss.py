@@ -12,8 +12,8 @@ def text_to_pixel_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         logits: (B, 1, h, w).
-        mask: (B, H, W) of 0 and 1 at a multiple of that size; a cell of the logits belongs to the
-            target if at least half of it does.
+        mask: (B, H, W) of 0 and 1, finer than the logits; a cell of the logits belongs to the
+            target if at least half of the pixels that it touches do.
     """
     height, width = logits.shape[2:]
     target = F.adaptive_avg_pool2d(mask[:, None].float(), (height, width)) >= 0.5
