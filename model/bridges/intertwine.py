@@ -4,7 +4,8 @@ Each frozen tower reads tokens of the other one in its own self-attention.
 """
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import nn
 
 from model.clip.clip import CLIP
 from model.clip.common import STEPS, Hidden
@@ -18,8 +19,8 @@ class Intertwine(nn.Module):
 
     ``T' = to_image(T)`` are the words and ``cls' = to_text(cls)`` the class token as the other
     tower's previous block left them, or as they enter the first block; one projection serves all
-    blocks.  What a block makes of the inserted tokens is dropped.  A tower with two blocks in a
-    step (ViT-L) takes the inserted tokens through both, and gets new ones at the next step.
+    blocks.  What a block makes of the inserted tokens is dropped; for the words among the patches
+    it is not even computed.  Where two blocks make a step (ViT-L), both read the same words.
 
     The released code inserts tokens before the first block and carries them along
     (``refresh="once"``), lets patches attend to padding, of which the paper does not speak
@@ -66,7 +67,8 @@ class Intertwine(nn.Module):
 
     def enter(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
         assert image.prefix is not None and text.prefix is not None
-        is_image_taken = self.to_image is not None and image.prefix.shape[1] > 1
+        has_words = image.prefix.shape[1] > 1 or image.memory is not None
+        is_image_taken = self.to_image is not None and has_words
         is_text_taken = self.to_text is not None and text.prefix.shape[1] > 0
         if is_image_taken or is_text_taken:
             raise ValueError(
@@ -86,15 +88,20 @@ class Intertwine(nn.Module):
         return image, text, carry
 
     def insert(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
-        """Put each tower's tokens among those of the other one."""
+        """Show each tower the tokens of the other one."""
         assert image.prefix is not None and text.prefix is not None and text.keep is not None
         class_token, words, keep = image.prefix[:, :1], text.x, text.keep
         if self.to_image is not None:
-            prefix = torch.cat([class_token, self.to_image(words)], dim=1)  # (B, 1 + L, C)
+            inserted, num_patches = self.to_image(words), image.x[0, 0].numel()
             is_word = keep[:, -words.shape[1] :]
-            image = image._replace(
-                prefix=prefix, keep=among(is_word, image.x) if self.mask_padding else None
-            )
+            if self.refresh == "block":
+                image = image._replace(memory=inserted)
+                around = (1 + num_patches, 0)
+            else:
+                image = image._replace(prefix=torch.cat([class_token, inserted], dim=1))
+                around = (1, num_patches)
+            if self.mask_padding:
+                image = image._replace(keep=F.pad(is_word, around, value=True))
         if self.to_text is not None:
             keep = torch.cat([torch.ones_like(keep[:, :1]), keep], dim=1)  # (B, 1 + L)
             text = text._replace(prefix=self.to_text(class_token), keep=keep)
@@ -104,17 +111,10 @@ class Intertwine(nn.Module):
         """Undo :meth:`insert`: the class token stands alone before the patches."""
         assert image.prefix is not None and text.prefix is not None and text.keep is not None
         if self.to_image is not None:
-            image = image._replace(prefix=image.prefix[:, :1], keep=None)
+            image = image._replace(prefix=image.prefix[:, :1], memory=None, keep=None)
         if self.to_text is not None:
             text = text._replace(prefix=text.prefix[:, 1:], keep=text.keep[:, 1:])
         return image, text
-
-
-def among(is_word: Tensor, patches: Tensor) -> Tensor:
-    """``is_word`` (B, L) between True for the class token and for each patch: (B, 1 + L + HW)."""
-    true = is_word.new_ones(())
-    size = len(is_word)
-    return torch.cat([true.expand(size, 1), is_word, true.expand(size, patches[0, 0].numel())], 1)
 
 
 def bottleneck(in_width: int, dim: int, out_width: int) -> nn.Sequential:

@@ -1,6 +1,6 @@
 """What the towers share: the state between two blocks, the two slots of a residual sum, attention.
 
-Shapes: B batch, C width, P prefix tokens, N tokens, L words, H x W grid.
+Shapes: B batch, C width, P prefix tokens, N tokens, M memory tokens, L words, H x W grid.
 """
 
 import math
@@ -22,8 +22,8 @@ class Hidden(NamedTuple):
 
     x: Tensor  # the input itself: image map (B, C, H, W), words (B, L, C)
     prefix: Tensor | None  # tokens in front of it, e.g. the class token: (B, P, C); None: no tokens
-    # which of all these tokens are no padding: (B, P + N) bool; None: all
-    keep: Tensor | None = None
+    keep: Tensor | None = None  # which of all tokens are no padding: (B, P + N + M); None: all
+    memory: Tensor | None = None  # tokens that blocks read and leave as they are: (B, M, C)
 
 
 class Features(NamedTuple):
@@ -103,11 +103,15 @@ class Attention(nn.Module):
         value: Tensor | None = None,  # like key; the key by default
         keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
         value_change: Tensor | None = None,  # (B, M, C): added to the projected values
+        memory: Tensor | None = None,  # tokens that stand behind key and value, and in keep
     ) -> Tensor:
         key = query if key is None else key
         value = key if value is None else value
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         v = v if value_change is None else v + value_change
+        if memory is not None:
+            k = torch.cat([k, self.k_proj(memory)], dim=1)
+            v = torch.cat([v, self.v_proj(memory)], dim=1)
         q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         x = attend(q, k, v, keep, causal=self.causal, dropout=dropout)
@@ -157,8 +161,8 @@ def kernels(query: Tensor, key: Tensor) -> list[SDPBackend]:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """``x sigmoid(1.702 x)``: OpenAI's GELU."""
-    return x * torch.sigmoid(1.702 * x)
+    """``x sigmoid(1.702 x)``: OpenAI's GELU, as a SiLU, which keeps one tensor for its gradient."""
+    return F.silu(1.702 * x) / 1.702
 
 
 class MLP(nn.Module):
@@ -180,8 +184,13 @@ class PreNorm(Residual):
         super().__init__(width)
         self.norm, self.branch = nn.LayerNorm(width, eps=epsilon), branch
 
-    def forward(self, x: Tensor, **options: Tensor | None) -> Tensor:
-        """``options`` go to the branch, such as ``keep`` to an attention."""
+    def forward(self, x: Tensor, memory: Tensor | None = None, **options: Tensor | None) -> Tensor:
+        """``memory`` (B, M, C) is what the branch reads beside ``x``, under the same norm.
+
+        Other options go to the branch as they are, such as ``keep`` to an attention.
+        """
+        if memory is not None:
+            options["memory"] = self.norm(memory)
         return self.join(x, self.branch(self.norm(x), **options))
 
 
@@ -201,9 +210,14 @@ class Block(nn.Module):
         self.attention = PreNorm(width, Attention(width, heads, causal=causal))
         self.mlp = PreNorm(width, MLP(width, mlp_width, activation))
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """``keep`` (B, N) bool: the tokens that may be attended to; by default all."""
-        return self.mlp(self.attention(x, keep=keep))
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, memory: Tensor | None = None
+    ) -> Tensor:
+        """``memory`` (B, M, C): tokens that are attended to and not changed.
+
+        ``keep`` (B, N + M) bool: the tokens that may be attended to; by default all.
+        """
+        return self.mlp(self.attention(x, memory, keep=keep))
 
 
 def blocks_of_step(blocks: nn.ModuleList, step: int) -> nn.ModuleList:

@@ -38,12 +38,18 @@ class RotaryAttention(nn.Module):
         *,
         cosine: Tensor,  # (N, C / heads / 2)
         sine: Tensor,
-        keep: Tensor | None = None,  # (B, N) bool: the tokens that may be attended to
+        keep: Tensor | None = None,  # (B, N + M) bool: the tokens that may be attended to
+        memory: Tensor | None = None,  # (B, M, C): tokens without a place, read beside x
     ) -> Tensor:
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
-        x = attend(turn(q, cosine, sine), turn(k, cosine, sine), v, keep)
-        return self.out_proj(self.norm(x))
+        q, k, v = (
+            split_heads(project(x), self.heads)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = turn(q, cosine, sine), turn(k, cosine, sine)
+        if memory is not None:
+            k = torch.cat([k, split_heads(self.k_proj(memory), self.heads)], dim=2)
+            v = torch.cat([v, split_heads(self.v_proj(memory), self.heads)], dim=2)
+        return self.out_proj(self.norm(attend(q, k, v, keep)))
 
 
 class SwiGLU(nn.Module):
@@ -66,8 +72,15 @@ class RotaryBlock(nn.Module):
         self.attention = PreNorm(width, RotaryAttention(width, heads), epsilon=EPSILON)
         self.mlp = PreNorm(width, SwiGLU(width, mlp_width), epsilon=EPSILON)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, keep: Tensor | None) -> Tensor:
-        return self.mlp(self.attention(x, cosine=cosine, sine=sine, keep=keep))
+    def forward(
+        self,
+        x: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        keep: Tensor | None,
+        memory: Tensor | None = None,
+    ) -> Tensor:
+        return self.mlp(self.attention(x, memory, cosine=cosine, sine=sine, keep=keep))
 
 
 class RotaryTransformer(nn.Module):
@@ -126,9 +139,9 @@ class RotaryTransformer(nn.Module):
         in_front = (0, 0, size, 0)  # an angle of 0 turns nothing
         cosine, sine = F.pad(self.cosine, in_front, value=1.0), F.pad(self.sine, in_front)
         for block in blocks_of_step(self.blocks, step):
-            tokens = block(tokens, cosine, sine, hidden.keep)
-        x = to_map(tokens[:, size:], hidden.x.shape[2:])
-        return hidden._replace(x=x, prefix=tokens[:, :size])
+            tokens = block(tokens, cosine, sine, hidden.keep, hidden.memory)
+        prefix, patches = tokens.split([size, tokens.shape[1] - size], dim=1)
+        return hidden._replace(x=to_map(patches, hidden.x.shape[2:]), prefix=prefix)
 
     def head(self, hidden: Hidden) -> Tensor:
         """Every patch in the joint space: ``(B, embed_dim, H, W)``."""

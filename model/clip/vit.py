@@ -56,10 +56,10 @@ class VisionTransformer(nn.Module):
         assert prefix is not None
         tokens = torch.cat([prefix, to_tokens(hidden.x)], dim=1)  # (B, P + HW, C)
         for block in blocks_of_step(self.blocks, step):
-            tokens = block(tokens, hidden.keep)
+            tokens = block(tokens, hidden.keep, hidden.memory)
         size = prefix.shape[1]
-        x = to_map(tokens[:, size:], hidden.x.shape[2:])
-        return hidden._replace(x=x, prefix=tokens[:, :size])
+        prefix, patches = tokens.split([size, tokens.shape[1] - size], dim=1)
+        return hidden._replace(x=to_map(patches, hidden.x.shape[2:]), prefix=prefix)
 
     def head(self, hidden: Hidden) -> Tensor:
         """Every patch in the joint space: ``(B, embed_dim, H, W)``."""

@@ -256,6 +256,24 @@ def test_inserted_tokens_that_nobody_sees_change_nothing(state: State):
         torch.testing.assert_close(clip.visual.pool(crowded), clip.visual.pool(alone))
 
 
+def test_memory_is_what_inserted_tokens_are_in_one_block(state: State):
+    """The patches read the same, whether a block goes on with the tokens or leaves them."""
+    clip = clip_of(state, 64)
+    with torch.no_grad():
+        hidden = clip.visual.embed(torch.randn(2, 3, 64, 64))
+        memory = torch.randn(2, 5, 128)
+        is_kept = torch.tensor([True, True, False, True, False]).expand(2, -1)
+        front, image = torch.ones(2, 1, dtype=torch.bool), torch.ones(2, 16, dtype=torch.bool)
+        inserted = hidden._replace(
+            prefix=torch.cat([hidden.prefix, memory], dim=1),
+            keep=torch.cat([front, is_kept, image], dim=1),
+        )
+        beside = hidden._replace(memory=memory, keep=torch.cat([front, image, is_kept], dim=1))
+        inserted, beside = clip.visual.run(0, inserted), clip.visual.run(0, beside)
+    torch.testing.assert_close(beside.x, inserted.x)
+    torch.testing.assert_close(beside.prefix, inserted.prefix[:, :1])
+
+
 def test_inserted_tokens_have_no_place(state: State):
     """Exchanged among each other, the tokens in front change nothing for the patches."""
     clip = clip_of(state, 64)
