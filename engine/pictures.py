@@ -1,6 +1,5 @@
 """Pictures of what the model finds: overlays, and contact sheets of the best and worst cases."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from engine.lettering import lettering, wrap
 from utils.data.transforms import letterbox_image
+from utils.logging import write_bytes
 
 PANEL = 208  # side of a picture on a sheet, in pixels
 GAP = 8
@@ -61,9 +61,7 @@ def contact_sheet(groups: dict[str, list[Case]]) -> np.ndarray:
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write ``image``, (H, W, 3) RGB or (H, W), as PNG: whole or not at all."""
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_bytes(cv2.imencode(".png", stored)[1].tobytes())
-    os.replace(aside, path)
+    write_bytes(path, cv2.imencode(".png", stored)[1].tobytes())
 
 
 def _row(case: Case) -> np.ndarray:

@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from engine.parameters import count
 from model.adapters import ADAPTERS
 from model.loss import text_to_pixel_loss
-from tools.parameters import count
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[1]

@@ -35,8 +35,13 @@ def progress_bar(*, shown: bool = True, **options: Any) -> tqdm:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``path`` whole or not at all: aside first, then renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``path`` whole or not at all: aside first, then renamed."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content)
     os.replace(aside, path)
 
 

@@ -1,0 +1,232 @@
+"""Results of several runs side by side: mean and range over seeds, as a table and as a chart."""
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from utils.config import Config
+from utils.logging import write_bytes
+
+from .checkpoint import differences
+from .parameters import count
+
+METRICS = ("oIoU", "mIoU")
+# What may differ between two seeds of a method.
+OF_A_RUN = ("train.seed", "run", "data.root", "data.workers")
+# What makes the results of two methods comparable, and how it is called.
+SAME_FOR_ALL = ("protocol", "data", "train")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results file."""
+
+    path: Path
+    method: str
+    config: Config
+    results: Mapping[str, Any]
+
+    @property
+    def splits(self) -> Mapping[str, Mapping[str, float]]:
+        return self.results["splits"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """The runs of one configuration, each with a seed of its own."""
+
+    name: str
+    attached: int  # parameters that train at the towers
+    trained: int  # all that train
+    runs: tuple[Run, ...]
+
+    def scores(self, split: str, metric: str) -> list[float]:
+        return [run.splits[split][metric] for run in self.runs]
+
+
+def read_runs(paths: Iterable[Path]) -> list[Run]:
+    """Read results files of test.py, each with the method that :func:`method_of` its path tells.
+
+    Raises:
+        ValueError: naming the first file that is missing or no results file of this project.
+    """
+    runs = []
+    for path in paths:
+        try:
+            results = json.loads(path.read_text("utf-8"))
+            config = Config.from_dict(results["config"], source=str(path))
+            _ = results["splits"], results["protocol"], results["data"], results["dirty"]
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing; name results files that test.py wrote") from None
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is no results file of test.py ({type(error).__name__}: {error})"
+            ) from None
+        runs.append(Run(path, method_of(path), config, results))
+    return runs
+
+
+def method_of(path: Path) -> str:
+    """``snf`` of ``snf-seed0.json`` and of ``runs/snf-seed0/test/results.json``."""
+    named = [part for part in reversed([*path.parent.parts, path.stem]) if "-seed" in part]
+    if named:
+        return named[0].rpartition("-seed")[0]
+    folders = [part for part in path.parent.parts if part != "test"]
+    return folders[-1] if path.name == "results.json" and folders else path.stem
+
+
+def group_runs(runs: Iterable[Run]) -> list[Method]:
+    """Runs by method, in the order of their first run.
+
+    Raises:
+        ValueError: if two runs of a method share a seed or differ in more than the seed.
+    """
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.method, []).append(run)
+    methods = []
+    for name, members in grouped.items():
+        first, *others = members
+        for position, run in enumerate(others, 1):
+            unequal = differences(_fixed(first.config), _fixed(run.config))
+            if unequal:
+                key, (one, other) = next(iter(unequal.items()))
+                raise ValueError(
+                    f"{first.path} and {run.path} are both called {name!r}, but {key} is {one!r} "
+                    f"in one and {other!r} in the other; give them different names"
+                )
+            for earlier in members[:position]:
+                if earlier.config.train.seed == run.config.train.seed:
+                    raise ValueError(
+                        f"{earlier.path} and {run.path}: seed {run.config.train.seed} of {name!r} "
+                        "stands twice; leave one out"
+                    )
+        sizes = count(first.config)
+        methods.append(Method(name, sizes["attached"], sizes["trainable"], tuple(members)))
+    return methods
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    """What all seeds of a method have in common."""
+    values = config.to_dict()
+    for key in OF_A_RUN:
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section[name]
+        del section[last]
+    return values
+
+
+def find_splits(methods: Sequence[Method], wanted: Sequence[str] | None = None) -> list[str]:
+    """The splits that every run was scored on, or those ``wanted``.
+
+    Raises:
+        ValueError: naming a run that lacks a wanted split, or if no split is common to all.
+    """
+    runs = [run for method in methods for run in method.runs]
+    splits = [s for s in runs[0].splits if all(s in run.splits for run in runs)]
+    for split in wanted or ():
+        for run in runs:
+            if split not in run.splits:
+                raise ValueError(
+                    f"{run.path} has no split {split!r}; it has {', '.join(run.splits)}"
+                )
+    if not splits:
+        raise ValueError("no split was scored in all these runs; choose some that have one")
+    return list(wanted or splits)
+
+
+def caveats(methods: Sequence[Method]) -> list[str]:
+    """Sentences on what makes rows hard to compare: protocol, data, budget, uncommitted changes."""
+    first, *others = [run for method in methods for run in method.runs]
+    told = []
+    for run in others:
+        mine, other = ({key: _of(r, key) for key in SAME_FOR_ALL} for r in (first, run))
+        told += [
+            f"{key}: {one} in {first.method}, {two} in {run.method}"
+            for key, (one, two) in differences(mine, other).items()
+        ]
+    dirty = {run.method for run in (first, *others) if run.results["dirty"]}
+    told += [f"{name}: measured with uncommitted changes" for name in sorted(dirty)]
+    return list(dict.fromkeys(told))
+
+
+def _of(run: Run, key: str) -> Any:
+    if key == "train":
+        return {k: v for k, v in run.config.train.model_dump().items() if k != "seed"}
+    return run.results[key]
+
+
+def to_markdown(methods: Sequence[Method], splits: Sequence[str]) -> str:
+    """A row for each method: parameters, seeds, and ``mean (lowest–highest)`` in percent."""
+    columns = [(split, metric) for split in splits for metric in METRICS]
+    lines = [
+        "| method | attached | trained | seeds | " + " | ".join(map(" ".join, columns)) + " |",
+        "|---|--:|--:|--:|" + "--:|" * len(columns),
+    ]
+    for method in methods:
+        cells = [method.name, f"{method.attached:,}", f"{method.trained:,}", str(len(method.runs))]
+        cells += [mean_and_range(method.scores(*column)) for column in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mean_and_range(scores: Sequence[float]) -> str:
+    """``70.72 (69.07–71.79)``; a single score alone."""
+    mean = f"{fmean(scores):.2f}"
+    return mean if len(scores) == 1 else f"{mean} ({min(scores):.2f}–{max(scores):.2f})"
+
+
+def draw_chart(methods: Sequence[Method], splits: Sequence[str], path: Path) -> None:
+    """Scores over trained parameters: a panel for each metric and split, a colour per method.
+
+    The mark is the mean, the bar goes from the lowest to the highest seed, each seed is a small
+    dot.  ``path`` ends in ``.png``, ``.svg`` or ``.pdf``.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
+    figure, axes = plt.subplots(
+        len(METRICS),
+        len(splits),
+        figsize=(1.8 + 3.6 * len(splits), 0.8 + 2.9 * len(METRICS)),
+        squeeze=False,
+        sharex=True,
+        layout="constrained",
+    )
+    sizes = [method.trained / 1e6 for method in methods]
+    for axis, (metric, split) in zip(
+        axes.flat, ((m, s) for m in METRICS for s in splits), strict=True
+    ):
+        for i, (method, size) in enumerate(zip(methods, sizes, strict=True)):
+            scores = method.scores(split, metric)
+            mean, color, marker = fmean(scores), f"C{i % 10}", "osD^vP*Xhp<>d"[i % 13]
+            spread = [[mean - min(scores)], [max(scores) - mean]]
+            axis.errorbar(
+                size, mean, spread, color=color, marker=marker, capsize=3, label=method.name
+            )
+            axis.scatter([size] * len(scores), scores, color=color, s=7, alpha=0.5)
+        axis.set_title(f"{split} {metric}", fontsize=10)
+        axis.grid(alpha=0.3)
+        if max(sizes) > 5 * min(sizes):
+            axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} M"))
+        axis.margins(x=0.12, y=0.12)
+    for axis in axes[-1]:
+        axis.set_xlabel("trained parameters")
+    for row in axes:
+        row[0].set_ylabel("%")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=150)
+    plt.close(figure)
+    write_bytes(path, content.getvalue())
