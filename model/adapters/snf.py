@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from model.clip.clip import CLIP
 from model.clip.common import PreNorm, fill
 
-TOWERS = {"both": ("visual", "text"), "image": ("visual",), "text": ("text",)}
+from .common import choose_towers
 
 
 def add_snf(clip: CLIP, *, length: int = 4, towers: str = "both") -> None:
@@ -22,10 +22,8 @@ def add_snf(clip: CLIP, *, length: int = 4, towers: str = "both") -> None:
     """
     if length < 1:
         raise ValueError(f"snf: length {length} must be at least 1")
-    if towers not in TOWERS:
-        raise ValueError(f"snf: towers {towers!r} must be one of {', '.join(TOWERS)}")
-    for tower in TOWERS[towers]:
-        halves = [m for m in getattr(clip, tower).modules() if isinstance(m, PreNorm)]
+    for tower in choose_towers(clip, towers, "snf"):
+        halves = [module for module in tower.modules() if isinstance(module, PreNorm)]
         if not halves:
             raise ValueError(
                 f"snf: towers {towers!r} includes the image tower of a ResNet, which has no "

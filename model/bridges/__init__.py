@@ -8,9 +8,14 @@ from torch import nn
 from model.clip.common import Hidden
 
 from .bridger import Bridger
+from .coop import Context
 from .intertwine import Intertwine
 
-BRIDGES: dict[str, Callable[..., nn.Module]] = {"bridger": Bridger, "intertwine": Intertwine}
+BRIDGES: dict[str, Callable[..., nn.Module]] = {
+    "bridger": Bridger,
+    "coop": Context,
+    "intertwine": Intertwine,
+}
 
 
 class Bridge(Protocol):

@@ -9,7 +9,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from model.clip.clip import CLIP
-from model.clip.common import STAGE_ENDS, Attention, Hidden, to_map, to_tokens, zoom
+from model.clip.common import STAGE_ENDS, Attention, Hidden, to_map, to_tokens
+
+from .zoom import ZOOMS, grids
 
 
 class Carry(NamedTuple):
@@ -35,9 +37,12 @@ class Bridger(nn.Module):
         heads: of its attention.
         stages: which of the three stages are bridged, e.g. ``[0, 2]`` (table 4).
         dropout: in the interactors of a ResNet.
+        zoom: what resizes the image map: ``deconv`` as published, or ``interpolate``, ``linear``,
+            ``mlp`` (table 5).  The last two fit one image size alone.
 
     Raises:
-        ValueError: if a stage is unknown or named twice, or ``heads`` does not divide ``dim``.
+        ValueError: if a stage is unknown or named twice, ``heads`` does not divide ``dim``, or
+            ``zoom`` is not known.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Bridger(nn.Module):
         heads: int = 8,
         stages: Sequence[int] = (0, 1, 2),
         dropout: float = 0.1,
+        zoom: str = "deconv",
     ):
         super().__init__()
         if not stages or sorted(set(stages)) != list(stages) or not set(stages) <= {0, 1, 2}:
@@ -56,9 +62,19 @@ class Bridger(nn.Module):
             )
         if dim % heads:
             raise ValueError(f"bridger: dim {dim} cannot be split into {heads} heads")
+        if zoom not in ZOOMS:
+            raise ValueError(f"bridger: zoom {zoom!r} must be one of {', '.join(ZOOMS)}")
         self.positions = {STAGE_ENDS[stage]: position for position, stage in enumerate(stages)}
         self.stages = nn.ModuleList(
-            Stage(clip, stage, dim=dim, heads=heads, dropout=dropout, last=stage == stages[-1])
+            Stage(
+                clip,
+                stage,
+                dim=dim,
+                heads=heads,
+                dropout=dropout,
+                zoom=zoom,
+                last=stage == stages[-1],
+            )
             for stage in stages
         )
 
@@ -91,13 +107,23 @@ class Bridger(nn.Module):
 class Stage(nn.Module):
     """The Bridger of one stage; unless it is the last, it also normalises what it hands on."""
 
-    def __init__(self, clip: CLIP, stage: int, *, dim: int, heads: int, dropout: float, last: bool):
+    def __init__(
+        self,
+        clip: CLIP,
+        stage: int,
+        *,
+        dim: int,
+        heads: int,
+        dropout: float,
+        zoom: str,
+        last: bool,
+    ):
         super().__init__()
-        width, strides = clip.visual.widths[stage], clip.visual.strides
-        ratio = strides[stage] / strides[1]  # every stage meets on the middle one's grid
-        is_vit = clip.sizes.is_vit
-        self.zoom_in = with_norm(zoom(width, dim, ratio), dim, is_vit)
-        self.zoom_out = with_norm(zoom(dim, width, 1 / ratio), width, is_vit)
+        width, is_vit = clip.visual.widths[stage], clip.sizes.is_vit
+        cells, make = grids(clip), ZOOMS[zoom]
+        grid, middle = cells[stage], cells[1]  # every stage meets on the middle one's grid
+        self.zoom_in = with_norm(make(width, dim, grid, middle), dim, is_vit)
+        self.zoom_out = with_norm(make(dim, width, middle, grid), width, is_vit)
         self.text_in, self.text_out = (
             nn.Linear(clip.text.width, dim),
             nn.Linear(dim, clip.text.width),
@@ -152,11 +178,11 @@ class Interactor(nn.Module):
         return self.norm3(x + self.dropout(self.feedforward(x)))
 
 
-def with_norm(convolution: nn.Module, channels: int, norm: bool) -> nn.Module:
-    """The zoom layer of a ViT adds BatchNorm and ReLU, that of a ResNet is a convolution alone."""
+def with_norm(zoom: nn.Module, channels: int, norm: bool) -> nn.Module:
+    """The zoom layer of a ViT is followed by BatchNorm and ReLU, that of a ResNet by nothing."""
     if not norm:
-        return convolution
-    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
+        return zoom
+    return nn.Sequential(zoom, nn.BatchNorm2d(channels), nn.ReLU())
 
 
 def initialize(module: nn.Module) -> None:

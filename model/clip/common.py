@@ -24,6 +24,7 @@ class Hidden(NamedTuple):
     prefix: Tensor | None  # tokens in front of it, e.g. the class token: (B, P, C); None: no tokens
     keep: Tensor | None = None  # which of all tokens are no padding: (B, P + N + M); None: all
     memory: Tensor | None = None  # tokens that blocks read and leave as they are: (B, M, C)
+    context: Tensor | None = None  # of the text, between its start token and its words: (B, M, C)
 
 
 class Features(NamedTuple):
@@ -65,6 +66,23 @@ def fill(residual: Residual, slot: str, module: nn.Module) -> None:
             f"the same {type(residual).__name__}; drop one of the two adapters"
         )
     setattr(residual, slot, module)
+
+
+def exchange(parent: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer that adapts itself in the place of the plain one whose parameters it holds.
+
+    It is of a subclass of the plain one's class, so that frozen tensors keep their names.
+
+    Raises:
+        ValueError: if another adapter is there already.
+    """
+    taken = getattr(parent, name)
+    if type(taken) not in (nn.Linear, nn.Conv2d, nn.LayerNorm):
+        raise ValueError(
+            f"{type(layer).__name__} and {type(taken).__name__} both want the place of {name!r} in "
+            f"the same {type(parent).__name__}; drop one of the two adapters"
+        )
+    setattr(parent, name, layer)
 
 
 class Attention(nn.Module):

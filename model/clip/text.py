@@ -42,14 +42,23 @@ class TextTransformer(nn.Module):
         return Hidden(x, x[:, :0], ids != 0)
 
     def run(self, step: int, hidden: Hidden) -> Hidden:
-        """One step; padding stands behind the sentence, where causal attention never looks."""
-        prefix = hidden.prefix
+        """One step over ``[prefix, start, context, words]``.
+
+        Padding stands behind the sentence, where causal attention never looks.
+        """
+        prefix, x, context = hidden.prefix, hidden.x, hidden.context
         assert prefix is not None
-        tokens = torch.cat([prefix, hidden.x], dim=1)  # (B, P + L, C)
+        if context is not None:
+            x = torch.cat([x[:, :1], context, x[:, 1:]], dim=1)  # (B, M + L, C)
+        tokens = torch.cat([prefix, x], dim=1)  # (B, P + M + L, C)
         for block in blocks_of_step(self.blocks, step):
             tokens = block(tokens)
         size = prefix.shape[1]
-        return hidden._replace(x=tokens[:, size:], prefix=tokens[:, :size])
+        prefix, x = tokens[:, :size], tokens[:, size:]
+        if context is not None:
+            end = 1 + context.shape[1]
+            context, x = x[:, 1:end], torch.cat([x[:, :1], x[:, end:]], dim=1)
+        return hidden._replace(x=x, prefix=prefix, context=context)
 
     def head(self, hidden: Hidden, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Words ``(B, L, C)`` and the sentence ``(B, embed_dim)`` read at the end-of-text token."""

@@ -1,4 +1,4 @@
-"""Models on tiny random CLIPs whose image tower has a class token, of each kind there is."""
+"""Models on tiny random CLIPs, of each kind of image tower that there is."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,24 +10,34 @@ from model import Segmenter, build_segmenter
 from model.clip import BACKBONES, sizes_of_name
 
 IMAGE_SIZE, MAX_WORDS = 64, 9
-TINY = replace(sizes_of_name("demo-vit"), patch=16, grid=4, mlp_width=64, text_mlp_width=64)
-TINIES = {"tiny-vit": TINY, "tiny-eva": replace(TINY, eva=True)}
+TINY_VIT = replace(sizes_of_name("demo-vit"), patch=16, grid=4, mlp_width=64, text_mlp_width=64)
+TINIES = {
+    "tiny-vit": TINY_VIT,
+    "tiny-eva": replace(TINY_VIT, eva=True),
+    "tiny-resnet": replace(
+        TINY_VIT, image_width=4, depths=(1, 1, 2, 1), patch=0, grid=2, mlp_width=0
+    ),
+}
 
 
-@pytest.fixture(params=list(TINIES))
-def make_vit(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tiny_config: Callable
-) -> Callable[[dict], Segmenter]:
-    """``make_vit({...})``: the model of these options, each time on the same random CLIP."""
-    monkeypatch.setitem(BACKBONES, request.param, TINIES[request.param])
+@pytest.fixture
+def make_model(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: Callable
+) -> Callable[[str, dict], Segmenter]:
+    """``make_model("tiny-eva", {...})``: the model of these options, on the same random CLIP."""
 
-    def make(options: dict) -> Segmenter:
-        config = tiny_config(
-            "vit", {"backbone": {"name": request.param, "weights": None}} | options
-        )
+    def make(name: str, options: dict) -> Segmenter:
+        monkeypatch.setitem(BACKBONES, name, TINIES[name])
+        config = tiny_config("vit", {"backbone": {"name": name, "weights": None}} | options)
         torch.manual_seed(0)
         return build_segmenter(
             config.model, image_size=IMAGE_SIZE, max_words=MAX_WORDS, load_weights=False
         )
 
     return make
+
+
+@pytest.fixture(params=["tiny-vit", "tiny-eva"])
+def make_vit(request: pytest.FixtureRequest, make_model: Callable) -> Callable[[dict], Segmenter]:
+    """``make_vit({...})``: the same where the image tower has a class token, one of each kind."""
+    return lambda options: make_model(request.param, options)

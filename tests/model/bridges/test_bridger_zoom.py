@@ -1,0 +1,168 @@
+"""Zoom layers of Bridger: each by hand, its laws in a model, and the image size it belongs to."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.checkpoint import load_segmenter, save_checkpoint
+from model import Segmenter, build_segmenter
+from model.loss import text_to_pixel_loss
+from utils.config import load_config
+
+ROOT = Path(__file__).parents[3]
+ZOOMS = ("deconv", "interpolate", "linear", "mlp")
+
+
+def bridger(zoom: str) -> dict:
+    return {"bridges": [{"name": "bridger", "dim": 8, "heads": 4, "zoom": zoom}]}
+
+
+@pytest.fixture(params=ZOOMS)
+def zoom(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def segmenter(zoom: str, kind: str, tiny_segmenter: Callable) -> Segmenter:
+    return tiny_segmenter(kind, bridger(zoom)).train()
+
+
+def step(segmenter: Segmenter, batch: tuple) -> None:
+    image, ids, mask = batch
+    text_to_pixel_loss(segmenter(image, ids)[0], mask).backward()
+    torch.optim.SGD(segmenter.parameter_groups(lr=0.1, encoder_lr_scale=1.0)).step()
+
+
+def test_every_trainable_tensor_gets_a_gradient(segmenter: Segmenter, batch: tuple) -> None:
+    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
+    step(segmenter, batch)
+    changed = {k for k, value in segmenter.state_dict().items() if not value.equal(before[k])}
+    assert changed <= segmenter.trainable_state().keys()
+    without = [
+        name
+        for name, parameter in segmenter.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
+    ]
+    # a key's bias adds the same to every score of a query, which a softmax doesn't see
+    assert [name for name in without if not name.endswith("k_proj.bias")] == []
+
+
+def test_state_goes_round(
+    segmenter: Segmenter, zoom: str, kind: str, tiny_segmenter: Callable, batch: tuple
+) -> None:
+    step(segmenter, batch)
+    image, ids, _ = batch
+    other = tiny_segmenter(kind, bridger(zoom)).eval()
+    other.load_trainable_state(segmenter.trainable_state())
+    with torch.no_grad():
+        assert torch.equal(segmenter.eval()(image, ids)[0], other(image, ids)[0])
+
+
+def test_one_graph(zoom: str, tiny_segmenter: Callable) -> None:
+    stage = tiny_segmenter("resnet", bridger(zoom)).encoder.bridges[0].stages[2]
+    x = torch.randn(2, 128, 2, 2)
+    compiled = torch.compile(
+        lambda x: stage.zoom_out(stage.zoom_in(x)), fullgraph=True, backend="eager"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), stage.zoom_out(stage.zoom_in(x)))
+
+
+def test_the_published_one_is_the_default(tiny_segmenter: Callable) -> None:
+    default = tiny_segmenter("resnet", {"bridges": [{"name": "bridger", "dim": 8, "heads": 4}]})
+    named = tiny_segmenter("resnet", bridger("deconv")).state_dict()
+    state = default.state_dict()
+    assert list(state) == list(named) and all(torch.equal(state[key], named[key]) for key in state)
+    stages = default.encoder.bridges[0].stages
+    assert {"zoom_in.weight", "zoom_out.weight"} <= stages[0].state_dict().keys()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_interpolation_replaces_what_gets_finer(tiny_segmenter: Callable, stage: int) -> None:
+    """Where a grid gets coarser or stays the convolution of ``deconv``, else both by hand."""
+    segmenter = tiny_segmenter("resnet", bridger("interpolate"))
+    part, width = segmenter.encoder.bridges[0].stages[stage], (32, 64, 128)[stage]
+    grid = (8, 4, 2)[stage]
+    x, narrow = torch.randn(2, width, grid, grid), torch.randn(2, 8, 4, 4)
+    pairs = {part.zoom_in: (x, 4), part.zoom_out: (narrow, grid)}
+    for module, (value, size) in pairs.items():
+        (weight,) = module.parameters()
+        if size > value.shape[2]:
+            finer = F.interpolate(value, size, mode="bilinear", align_corners=False)
+            expected = F.conv2d(finer, weight)
+        else:
+            expected = F.conv2d(value, weight, stride=value.shape[2] // size)
+        assert expected.shape[2] == size
+        torch.testing.assert_close(module(value), expected)
+
+
+@pytest.mark.parametrize("zoom", ["linear", "mlp"])
+def test_positions_are_mixed_where_channels_are_few(tiny_segmenter: Callable, zoom: str) -> None:
+    """In and out of the first stage, 8 cells a side and 32 channels to 4 and 8, by sums."""
+    stage = tiny_segmenter("resnet", bridger(zoom)).encoder.bridges[0].stages[0]
+    for parameter in stage.parameters():
+        torch.nn.init.normal_(parameter)
+
+    def over_positions(layers: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if zoom == "linear":
+            return torch.einsum("pq,bcq->bcp", layers.weight, x) + layers.bias
+        hidden = torch.einsum("pq,bcq->bcp", layers[0].weight, x) + layers[0].bias
+        return torch.einsum("pq,bcq->bcp", layers[2].weight, hidden.relu()) + layers[2].bias
+
+    x, narrow = torch.randn(2, 32, 8, 8), torch.randn(2, 8, 4, 4)
+    with torch.no_grad():
+        channels = stage.zoom_in.narrow
+        y = torch.einsum("dc,bcq->bdq", channels.weight, x.flatten(2)) + channels.bias[:, None]
+        y = over_positions(stage.zoom_in.positions, y).unflatten(2, (4, 4))
+        torch.testing.assert_close(stage.zoom_in(x), y, rtol=1e-4, atol=1e-3)
+        channels = stage.zoom_out.widen
+        y = over_positions(stage.zoom_out.positions, narrow.flatten(2))
+        y = torch.einsum("dc,bcq->bdq", channels.weight, y) + channels.bias[:, None]
+        y = y.unflatten(2, (8, 8))
+        torch.testing.assert_close(stage.zoom_out(narrow), y, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["etris_linear", "etris_interpolate", "etris_mlp"])
+def test_two_steps_on_the_demo_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch, batch: tuple
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(f"config/demo/{name}.yaml")
+    size = config.data.image_size
+    image, ids, mask = batch
+    image, mask = F.interpolate(image.float(), size), F.interpolate(mask[:, None].float(), size)
+    torch.manual_seed(0)
+    segmenter = build_segmenter(config.model, image_size=size, max_words=17).train()
+    optimizer = torch.optim.Adam(segmenter.parameter_groups(lr=1e-3, encoder_lr_scale=1.0))
+    losses = []
+    for _ in range(3):
+        loss = text_to_pixel_loss(segmenter(image, ids)[0], mask[:, 0])
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["bilinear", "Linear", None])
+def test_an_unknown_zoom_is_named(tiny_segmenter: Callable, name: str | None) -> None:
+    message = f"bridger: zoom {name!r} must be one of deconv, interpolate, linear, mlp"
+    with pytest.raises(ValueError, match=message):
+        tiny_segmenter("vit", {"bridges": [{"name": "bridger", "zoom": name}]})
+
+
+@pytest.mark.parametrize("zoom", ["linear", "mlp"])
+def test_weights_for_another_image_size_are_refused(
+    tiny_config: Callable, tiny_segmenter: Callable, zoom: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "best.safetensors"
+    config = tiny_config("resnet", bridger(zoom))
+    save_checkpoint(path, tiny_segmenter("resnet", bridger(zoom)), config)
+    load_segmenter(config, path, 9)
+    other = tiny_config("resnet", bridger(zoom), data={"image_size": 96})
+    message = r"zoom_in\.positions.* of 64 pixels and this model takes 96; set data.image_size=64$"
+    with pytest.raises(ValueError, match=message):
+        load_segmenter(other, path, 9)

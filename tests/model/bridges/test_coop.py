@@ -1,0 +1,167 @@
+"""CoOp: its sequence block by block, what the words keep, and that it goes with other bridges."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model import Segmenter, build_segmenter
+from model.clip.common import STEPS, Features, Hidden
+from model.loss import text_to_pixel_loss
+from utils.config import load_config
+
+ROOT = Path(__file__).parents[3]
+COOP = {"name": "coop", "tokens": 3}
+BRIDGER = {"name": "bridger", "dim": 16, "heads": 4}
+INTERTWINE = {"name": "intertwine", "dim": 8}
+
+
+def features(segmenter: Segmenter, image: torch.Tensor, ids: torch.Tensor) -> Features:
+    with torch.no_grad():
+        return segmenter.encoder(segmenter.encoder.clip.normalize(image), ids)
+
+
+@pytest.fixture(params=["resnet", "vit", "joint"])
+def segmenter(request: pytest.FixtureRequest, tiny_segmenter: Callable) -> Segmenter:
+    return tiny_segmenter(request.param, {"bridges": [COOP]})
+
+
+def test_the_text_tower_reads_the_context_behind_the_start(
+    segmenter: Segmenter, batch: tuple
+) -> None:
+    image, ids, _ = batch
+    text = segmenter.encoder.clip.text
+    outcome = features(segmenter.eval(), image, ids)
+    with torch.no_grad():
+        words = text.token_embed(ids) + text.positions[: ids.shape[1]]
+        context = segmenter.encoder.bridges[0].context.expand(2, 3, -1)
+        tokens = torch.cat([words[:, :1], context, words[:, 1:]], dim=1)
+        for block in text.blocks:
+            tokens = block(tokens)
+        tokens = text.norm_post(tokens)
+    torch.testing.assert_close(outcome.words[:, 0], tokens[:, 0])
+    torch.testing.assert_close(outcome.words[:, 1:], tokens[:, 4:])
+    end = torch.stack([tokens[0, 3 + 3], tokens[1, 3 + 6]])
+    torch.testing.assert_close(outcome.sentence, text.proj(end))
+
+
+def test_the_image_tower_is_left_alone(segmenter: Segmenter, batch: tuple) -> None:
+    image, ids, _ = batch
+    before = features(segmenter.eval(), image, ids)
+    nn.init.normal_(segmenter.encoder.bridges[0].context)
+    after = features(segmenter, image, ids)
+    assert torch.equal(before.joint, after.joint)
+    assert not torch.allclose(before.sentence, after.sentence)
+    # the start token stands before the context, and a causal tower never looks ahead
+    changed = (before.words != after.words).any(dim=2)
+    assert not changed[:, 0].any() and changed[:, 1:].all()
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_bridger_sees_the_sentence_whatever_its_place(
+    tiny_segmenter: Callable, batch: tuple, kind: str
+) -> None:
+    image, ids, _ = batch
+    segmenter = tiny_segmenter(kind, {"bridges": [COOP, BRIDGER]}).eval()
+    first = segmenter(image, ids)[0]
+    segmenter.encoder.bridges = nn.ModuleList(reversed(segmenter.encoder.bridges))
+    assert torch.equal(segmenter(image, ids)[0], first)
+    nn.init.normal_(segmenter.encoder.bridges[1].context)
+    assert not torch.allclose(segmenter(image, ids)[0], first)
+
+
+def test_intertwining_stands_before_the_start(make_vit: Callable, batch: tuple) -> None:
+    """``[cls', start, V, words]``, on a ViT and an EVA-02."""
+    image, ids, _ = batch
+    segmenter = make_vit({"bridges": [COOP, INTERTWINE | {"directions": "text"}]}).eval()
+    clip, (coop, intertwine) = segmenter.encoder.clip, segmenter.encoder.bridges
+    outcome = features(segmenter, image, ids)
+    with torch.no_grad():
+        v, t = clip.visual.embed(clip.normalize(image)), clip.text.embed(ids)
+        tokens = torch.cat([t.x[:, :1], coop.context.expand(2, 3, -1), t.x[:, 1:]], dim=1)
+        for step in range(STEPS):
+            tokens = torch.cat([intertwine.to_text(v.prefix), tokens], dim=1)
+            v, tokens = clip.visual.run(step, v), clip.text.blocks[step](tokens)[:, 1:]
+        tokens = clip.text.norm_post(tokens)
+    torch.testing.assert_close(outcome.words[:, 1:], tokens[:, 4:])
+
+
+def test_only_the_context_and_the_decoder_train(segmenter: Segmenter, batch: tuple) -> None:
+    image, ids, mask = batch
+    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
+    text_to_pixel_loss(segmenter.train()(image, ids)[0], mask).backward()
+    torch.optim.SGD(segmenter.parameter_groups(lr=0.1, encoder_lr_scale=1.0)).step()
+    changed = {k for k, value in segmenter.state_dict().items() if not value.equal(before[k])}
+    attached = {key for key in changed if not key.startswith("decoder.")}
+    assert attached == {"encoder.bridges.0.context"}
+    assert segmenter.encoder.bridges[0].context.grad.any(dim=1).all()
+
+
+def test_state_goes_round(tiny_segmenter: Callable, batch: tuple) -> None:
+    image, ids, _ = batch
+    segmenter, other = (tiny_segmenter("vit", {"bridges": [COOP]}).eval() for _ in range(2))
+    nn.init.normal_(segmenter.encoder.bridges[0].context)
+    other.load_trainable_state(segmenter.trainable_state())
+    with torch.no_grad():
+        assert torch.equal(segmenter(image, ids)[0], other(image, ids)[0])
+
+
+def test_one_graph(tiny_segmenter: Callable, batch: tuple) -> None:
+    _, ids, _ = batch
+    encoder = tiny_segmenter("vit", {"bridges": [COOP]}).encoder
+    text, coop = encoder.clip.text, encoder.bridges[0]
+
+    def first_step(ids: torch.Tensor) -> torch.Tensor:
+        _, hidden = coop.enter(Hidden(ids, None), text.embed(ids))
+        return text.run(0, hidden).x
+
+    compiled = torch.compile(first_step, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(ids), first_step(ids))
+
+
+@pytest.mark.parametrize("name", ["coop", "coop_vit"])
+def test_two_steps_on_the_demo_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch, batch: tuple
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(f"config/demo/{name}.yaml")
+    size = config.data.image_size
+    image, ids, mask = batch
+    image = nn.functional.interpolate(image.float(), size)
+    mask = nn.functional.interpolate(mask[:, None].float(), size)[:, 0]
+    torch.manual_seed(0)
+    segmenter = build_segmenter(config.model, image_size=size, max_words=17).train()
+    optimizer = torch.optim.Adam(segmenter.parameter_groups(lr=1e-3, encoder_lr_scale=1.0))
+    context = segmenter.encoder.bridges[0].context.clone()
+    losses = []
+    for _ in range(3):
+        loss = text_to_pixel_loss(segmenter(image, ids)[0], mask)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[2] < losses[0]
+    assert (segmenter.encoder.bridges[0].context != context).all()
+
+
+@pytest.mark.parametrize(
+    ("bridges", "message"),
+    [
+        ([COOP | {"tokens": 0}], "coop: tokens 0 must be at least 1"),
+        ([COOP | {"token": 3}], r"coop has no option 'token'; did you mean 'tokens'"),
+        ([COOP | {"tokens": "many"}], r"model\.bridges\.0: coop cannot be built with"),
+    ],
+)
+def test_mistakes_are_named(tiny_segmenter: Callable, bridges: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_segmenter("vit", {"bridges": bridges})
+
+
+def test_two_contexts_are_refused(tiny_segmenter: Callable, batch: tuple) -> None:
+    image, ids, _ = batch
+    segmenter = tiny_segmenter("resnet", {"bridges": [COOP, COOP]})
+    with pytest.raises(ValueError, match=r"another coop .* drop one of the two"):
+        segmenter(image, ids)
