@@ -32,11 +32,13 @@ def save_checkpoint(
 ) -> None:
     """Write what ``segmenter`` trained to ``path``, or with ``everything`` the frozen CLIP too.
 
-    A backbone without a file of weights cannot be found again by its hash, so then the checkpoint
-    holds everything unasked. ``extra`` is added to the metadata and must be JSON.
+    It holds everything unasked where all of it trained, and where the backbone has no file of
+    weights, so that it could not be found again by its hash. ``extra`` is added to the metadata and
+    must be JSON.
     """
-    everything = everything or segmenter.backbone["sha256"] is None
-    state = segmenter.state_dict() if everything else segmenter.trainable_state()
+    state, trained = segmenter.state_dict(), segmenter.trainable_state()
+    everything = everything or segmenter.backbone["sha256"] is None or len(trained) == len(state)
+    state = state if everything else trained
     story = {
         "holds": "everything" if everything else "trainable",
         "config": config.to_dict(),
@@ -118,7 +120,7 @@ def load_segmenter(config: Config, path: Path, max_words: int) -> Segmenter:
         else:
             segmenter.load_trainable_state(state)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}{_way_back(config, trained)}") from None
     return segmenter
 
 
@@ -157,6 +159,17 @@ def _check_architecture(config: Config, trained: Config, path: Path) -> None:
             f"{path}: holds another architecture: {'; '.join(listed)}; "
             "leave out --config to use the checkpoint's own"
         )
+
+
+def _way_back(config: Config, trained: Config) -> str:
+    """What to add to a misfit: weights over positions belong to the size they were trained at."""
+    ours, theirs = config.data.image_size, trained.data.image_size
+    if ours == theirs:
+        return ""
+    return (
+        f" It was trained on images of {theirs} pixels and this model takes {ours}; "
+        f"set data.image_size={theirs}"
+    )
 
 
 def _check_backbone(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:

@@ -13,7 +13,8 @@ from utils.config import Config
 def count(config: Config) -> dict[str, Any]:
     """Numbers of parameters by part, for the model of a configuration; needs no weights.
 
-    Shares are trainable parameters outside the decoder over those of the image tower and of both.
+    ``backbone`` are CLIP's own that train, ``attached`` what trains in, between and beside its
+    towers. Shares are ``attached`` over the frozen ones of the image tower and of both.
     """
     with torch.device("meta"):
         segmenter = build_segmenter(
@@ -32,25 +33,35 @@ def count(config: Config) -> dict[str, Any]:
         norms = (m for m in module.modules() if isinstance(m, FrozenBatchNorm2d))
         return sum(norm.weight.numel() + norm.bias.numel() for norm in norms)
 
-    parts = {"inside the towers": size(clip)} if size(clip) else {}
+    def tuned(tower: str) -> int:
+        """Of CLIP's own parameters, those that train because all do."""
+        named = getattr(clip, tower).named_parameters(prefix=tower)
+        return sum(parameter.numel() for name, parameter in named if name in clip.tuned)
+
+    towers = {"image tower": tuned("visual"), "text tower": tuned("text")}
+    backbone = sum(towers.values())
+    parts = towers | {"inside the towers": size(clip) - backbone}
+    parts = {part: number for part, number in parts.items() if number}
     for options, bridge in zip(config.model.bridges, segmenter.encoder.bridges, strict=True):
         parts[options["name"]] = size(bridge)
         for stage, module in enumerate(getattr(bridge, "stages", [])):
             parts[f"{options['name']} stage {options.get('stages', (0, 1, 2))[stage]}"] = size(
                 module
             )
-    attached = size(segmenter.encoder)
+    attached = size(segmenter.encoder) - backbone
     if segmenter.side is not None and config.model.side is not None:
         parts[config.model.side["name"]] = size(segmenter.side)
         attached += size(segmenter.side)
     if decoder.connect is not None:
         parts["connect"] = size(decoder.connect)
-    parts |= {"neck": size(decoder.neck), "decoder": size(decoder.transformer)}
+    parts["neck"] = size(decoder.neck)
+    parts["decoder"] = size(decoder.transformer) if decoder.transformer is not None else 0
     parts["projector"] = size(decoder.projector)
     image = size(clip.visual, trains=False) + affine(clip.visual)
     text = size(clip.text, trains=False)
     return {
         "parts": parts,
+        "backbone": backbone,
         "attached": attached,
         "head": size(decoder),
         "trainable": size(segmenter),

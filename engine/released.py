@@ -1,4 +1,4 @@
-"""Checkpoints of the released ETRIS code: from its names to ours."""
+"""Checkpoints of the released code of ETRIS and CRIS: from its names to ours."""
 
 import re
 from collections import Counter
@@ -10,25 +10,14 @@ import torch
 from torch import Tensor
 
 from model.clip import load_weights
+from model.decoder import PyramidNeck
 from model.segmenter import Segmenter, shorten
 
 State = dict[str, Tensor]
 
 # A released name (without its `.weight`, `.bias` …) and ours; {} stands for a number.
-NAMES = {
+SHARED = {
     "backbone.visual.attnpool.connect.{}": "decoder.connect.{}",
-    "bridger.zoom_in.{}": "encoder.bridges.0.stages.{}.zoom_in",
-    "bridger.zoom_in.{}.{}": "encoder.bridges.0.stages.{}.zoom_in.{}",
-    "bridger.zoom_out.{}": "encoder.bridges.0.stages.{}.zoom_out",
-    "bridger.zoom_out.{}.{}": "encoder.bridges.0.stages.{}.zoom_out.{}",
-    "bridger.linear1.{}": "encoder.bridges.0.stages.{}.text_in",
-    "bridger.linear2.{}": "encoder.bridges.0.stages.{}.text_out",
-    "bridger.ln_v.{}": "encoder.bridges.0.stages.{}.image_norm",
-    "bridger.ln_t.{}": "encoder.bridges.0.stages.{}.text_norm",
-    "neck.txt_proj": "decoder.neck.project",
-    "neck.f3_proj.{}": "decoder.neck.levels.0.{}",
-    "neck.f4_proj.{}": "decoder.neck.levels.1.{}",
-    "neck.f5_proj.{}": "decoder.neck.levels.2.{}",
     "neck.aggr.{}": "decoder.neck.fuse.{}",
     "neck.coordconv.0.conv1.{}": "decoder.neck.locate.{}",
     "neck.coordconv.1.{}": "decoder.neck.refine.{}",
@@ -44,22 +33,52 @@ NAMES = {
     "proj.vis.4": "decoder.projector.mix",
     "proj.txt": "decoder.projector.kernel",
 }
+CRIS = SHARED | {
+    "neck.txt_proj.{}": "decoder.neck.project.{}",
+    "neck.norm_layer.{}": "decoder.neck.gate_norm.{}",
+    "neck.f1_v_proj.{}": "decoder.neck.levels.2.{}",
+    "neck.f2_v_proj.{}": "decoder.neck.levels.1.{}",
+    "neck.f3_v_proj.{}": "decoder.neck.levels.0.{}",
+    "neck.f2_cat.{}": "decoder.neck.join_middle.{}",
+    "neck.f3_cat.{}": "decoder.neck.join_fine.{}",
+    "neck.f4_proj3.{}": "decoder.neck.smooth.0.{}",
+    "neck.f4_proj4.{}": "decoder.neck.smooth.1.{}",
+    "neck.f4_proj5.{}": "decoder.neck.smooth.2.{}",
+}
+ETRIS = SHARED | {
+    "bridger.zoom_in.{}": "encoder.bridges.0.stages.{}.zoom_in",
+    "bridger.zoom_in.{}.{}": "encoder.bridges.0.stages.{}.zoom_in.{}",
+    "bridger.zoom_out.{}": "encoder.bridges.0.stages.{}.zoom_out",
+    "bridger.zoom_out.{}.{}": "encoder.bridges.0.stages.{}.zoom_out.{}",
+    "bridger.linear1.{}": "encoder.bridges.0.stages.{}.text_in",
+    "bridger.linear2.{}": "encoder.bridges.0.stages.{}.text_out",
+    "bridger.ln_v.{}": "encoder.bridges.0.stages.{}.image_norm",
+    "bridger.ln_t.{}": "encoder.bridges.0.stages.{}.text_norm",
+    "neck.txt_proj": "decoder.neck.project",
+    "neck.f3_proj.{}": "decoder.neck.levels.0.{}",
+    "neck.f4_proj.{}": "decoder.neck.levels.1.{}",
+    "neck.f5_proj.{}": "decoder.neck.levels.2.{}",
+}
 for theirs, ours in (("v", "image"), ("t", "text")):
     interactor = f"encoder.bridges.0.stages.{{}}.{ours}_interactor"
-    NAMES |= {
+    ETRIS |= {
         f"bridger.fusion_{theirs}.{{}}.self_attn": f"{interactor}.self_attention",
         f"bridger.fusion_{theirs}.{{}}.linear1": f"{interactor}.feedforward.0",
         f"bridger.fusion_{theirs}.{{}}.linear2": f"{interactor}.feedforward.3",
         f"bridger.fusion_{theirs}.{{}}.norm{{}}": f"{interactor}.norm{{}}",
     }
-PATTERNS = [
-    (re.compile(re.escape(theirs).replace(r"\{\}", r"(\d+)")), ours)
-    for theirs, ours in NAMES.items()
-]
+PATTERNS = {
+    method: [
+        (re.compile(re.escape(theirs).replace(r"\{\}", r"(\d+)")), ours)
+        for theirs, ours in names.items()
+    ]
+    for method, names in (("ETRIS", ETRIS), ("CRIS", CRIS))
+}
 # Transposed convolutions there; where the stride is 1 ours are plain ones, with the axes exchanged.
 TRANSPOSED = re.compile(r"bridger\.zoom_in\.2|bridger\.zoom_out\.[01]|neck\.f5_proj\.0")
 NECK_ATTENTION = re.compile(r"neck\.fusion([345])\.multihead_attn\.(.+)")
 BRIDGER_ATTENTION = re.compile(r"bridger\.fusion_([vt])\.(\d+)\.multihead_attn")
+WAY_OUT = "CRIS needs --config config/cris_*.yaml, ETRIS config/etris_*_released.yaml"
 
 
 def read_released(path: str | Path) -> State:
@@ -91,13 +110,15 @@ def harmless() -> list[Any]:
 
 
 def load_released(segmenter: Segmenter, released: State, source: str) -> None:
-    """Put a released ETRIS checkpoint, its backbone included, into a model built for it.
+    """Put a released checkpoint, its backbone included, into a model built for it.
 
-    The neck's query and key weights are dropped: with one sentence token they never act.
+    A model with CRIS's neck takes one of CRIS, any other one of ETRIS, of whose neck the query and
+    key weights are dropped: with one sentence token they never act.
 
     Raises:
         ValueError: naming keys that are unknown, missing or of another shape.
     """
+    method = "CRIS" if isinstance(segmenter.decoder.neck, PyramidNeck) else "ETRIS"
     backbone: State = {}
     state: State = {}
     unknown: list[str] = []
@@ -107,17 +128,19 @@ def load_released(segmenter: Segmenter, released: State, source: str) -> None:
         if key.startswith("backbone.") and ".connect." not in key:
             backbone[key.removeprefix("backbone.")] = value
             continue
-        found = rename(key, value, wanted)
+        found = rename(method, key, value, wanted)
         if not found:
             unknown.append(key)
         state |= found
     if unknown:
         raise ValueError(
-            f"{source}: {len(unknown)} keys are not those of a released ETRIS checkpoint "
-            f"({shorten(unknown)})"
+            f"{source}: {len(unknown)} keys are not those of a released {method} checkpoint "
+            f"({shorten(unknown)}); {WAY_OUT}"
         )
     if not backbone:
-        raise ValueError(f"{source}: holds no backbone.* keys; not a checkpoint of released ETRIS")
+        raise ValueError(
+            f"{source}: holds no backbone.* keys; not a checkpoint of released {method}"
+        )
     load_weights(segmenter.encoder.clip, backbone, source)
     clip = {f"encoder.clip.{k}": v for k, v in segmenter.encoder.clip.state_dict().items()}
     try:
@@ -126,7 +149,7 @@ def load_released(segmenter: Segmenter, released: State, source: str) -> None:
         raise ValueError(f"{source}: {error}") from error
 
 
-def rename(key: str, value: Tensor, wanted: State) -> State:
+def rename(method: str, key: str, value: Tensor, wanted: State) -> State:
     """One released entry under our names, split where one of theirs is several of ours."""
     if match := NECK_ATTENTION.fullmatch(key):
         return neck_gate(int(match[1]) - 3, match[2], value)
@@ -139,7 +162,7 @@ def rename(key: str, value: Tensor, wanted: State) -> State:
     base, _, last = key.rpartition(".")
     for suffix in (".in_proj", ".out_proj"):
         whole = base.removesuffix(suffix)
-        if translated := translate(whole):
+        if translated := translate(method, whole):
             part = key.removeprefix(f"{whole}.")
             is_attention = "attention" in translated.rpartition(".")[2]
             if is_attention:
@@ -151,8 +174,8 @@ def rename(key: str, value: Tensor, wanted: State) -> State:
     return {}
 
 
-def translate(name: str) -> str | None:
-    for pattern, ours in PATTERNS:
+def translate(method: str, name: str) -> str | None:
+    for pattern, ours in PATTERNS[method]:
         if match := pattern.fullmatch(name):
             return ours.format(*match.groups())
     return None

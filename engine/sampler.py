@@ -57,6 +57,13 @@ def check_batch_size(config: Config, train_set: MixedDataset, processes: Process
             f"train.batch_size: {batch_size} is more than the {len(train_set)} references of "
             f"{' and '.join(config.data.datasets)} to train on; make it smaller"
         )
+    share = batch_size // processes.world_size
+    smallest_part = share // -(-share // (config.train.micro_batch or share))
+    if config.model.decoder.neck == "fpn" and smallest_part == 1:
+        raise ValueError(
+            "train.micro_batch: a forward pass over one sample leaves model.decoder.neck: fpn "
+            f"nothing to normalise sentences by ({share} samples per process); make it larger"
+        )
 
 
 def train_loader(

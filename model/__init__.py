@@ -71,15 +71,19 @@ def build_segmenter(
     Raises:
         ValueError: for every mistake in the configuration or the weights that it names.
     """
+    trains_clip = config.backbone.tuning == "full"
     clip, backbone = build_clip(
         config.backbone.name,
         config.backbone.weights,
         image_size=image_size,
         max_words=max_words,
-        norm=NORMS[config.backbone_norm],
+        norm=NORMS["batch" if trains_clip else config.backbone_norm],
         load=load_weights,
     )
-    clip.freeze(train_positions=config.train_positions)
+    if trains_clip:
+        clip.tune()
+    else:
+        clip.freeze(train_positions=config.train_positions)
     for place, options in enumerate(config.adapters):
         attach(ADAPTERS, options, f"model.adapters.{place}", clip)
     bridges = [

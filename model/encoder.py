@@ -1,4 +1,4 @@
-"""The two frozen towers in step, with the bridges between them."""
+"""The two towers of a CLIP in step, with the bridges between them."""
 
 from collections.abc import Sequence
 from typing import Any, cast

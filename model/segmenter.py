@@ -1,4 +1,4 @@
-"""Frozen CLIP with what is attached to it, and the decoder: image and sentence in, logits out."""
+"""CLIP with what is attached to it, and the decoder: image and sentence in, logits out."""
 
 from typing import Any, cast
 
@@ -80,22 +80,32 @@ class Segmenter(nn.Module):
             )
         self.load_state_dict(state, strict=False)
 
-    def parameter_groups(self, *, lr: float, encoder_lr_scale: float) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, *, lr: float, encoder_lr_scale: float, backbone_lr_scale: float = 0.1
+    ) -> list[dict[str, Any]]:
         """What trains, as an optimizer's groups, each with its rate; empty groups are left out.
 
-        The side network trains at the rate of what is attached inside and between the towers.
+        ``backbone`` is a CLIP that is tuned itself, ``encoder`` what is attached inside and between
+        its towers. The side network trains at the rate of ``encoder``.
         """
         attached = lr * encoder_lr_scale
-        rates = {"encoder": attached, "side": attached, "decoder": lr}
-        groups = []
-        for name, rate in rates.items():
-            part = getattr(self, name)
-            if part is None:
-                continue
-            parameters = [p for p in part.parameters() if p.requires_grad]
-            if parameters:
-                groups.append({"name": name, "params": parameters, "lr": rate})
-        return groups
+        rates = {
+            "backbone": lr * backbone_lr_scale,
+            "encoder": attached,
+            "side": attached,
+            "decoder": lr,
+        }
+        parts: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+        tuned = {f"encoder.clip.{name}" for name in self.encoder.clip.tuned}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                part = "backbone" if name in tuned else name.partition(".")[0]
+                parts[part].append(parameter)
+        return [
+            {"name": name, "params": parameters, "lr": rates[name]}
+            for name, parameters in parts.items()
+            if parameters
+        ]
 
 
 def shorten(keys: list[str], most: int = 4) -> str:

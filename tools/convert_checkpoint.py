@@ -1,12 +1,13 @@
-"""Convert a checkpoint that the released ETRIS code saved; the result runs without a CLIP file.
+"""Convert a checkpoint that ETRIS's or CRIS's code saved; the result runs without a CLIP file.
 
     python tools/convert_checkpoint.py --from best_model.pth \\
         --config config/etris_rn101_released.yaml --output pretrain/etris-rn101.safetensors
     python test.py --checkpoint pretrain/etris-rn101.safetensors --splits val testA testB
 
-The backbone is in the output, since the released training moves parts of it (positional embeddings,
-BatchNorm statistics). The file is read without running code from it; anything whose keys are not
-exactly those of the released model is refused.
+One of CRIS takes --config config/cris_rn50.yaml or cris_rn101.yaml. The backbone is in the output:
+CRIS trains it, and ETRIS parts of it (positional embeddings, BatchNorm statistics). The file is
+read without running code from it; anything whose keys are not exactly those of the released model
+is refused.
 """
 
 import argparse
@@ -22,7 +23,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--from", dest="source", required=True, help="the released .pth file")
-    parser.add_argument("--config", required=True, help="one of config/etris_*_released.yaml")
+    parser.add_argument(
+        "--config", required=True, help="config/cris_*.yaml or etris_*_released.yaml"
+    )
     parser.add_argument("--output", required=True, type=Path, help="the .safetensors to write")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY=VALUE", help="overrides")
     return parser.parse_args(argv)

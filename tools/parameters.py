@@ -30,6 +30,7 @@ def print_table(name: str, counts: dict[str, Any]) -> None:
         print(f"  {part:<28}{number:>14,}")
     print(f"  {'-' * 42}")
     labels = {
+        **({"backbone": "trained of CLIP itself"} if counts["backbone"] else {}),
         "attached": "attached to CLIP",
         "head": "head (neck to projector)",
         "trainable": "trainable",

@@ -80,17 +80,19 @@ class DataConfig(Section):
 
 
 class BackboneConfig(Section):
-    """The frozen CLIP."""
+    """The CLIP under everything, and whether it is frozen or trains as a whole."""
 
     name: str | None = None
     weights: str | None = None
+    tuning: Literal["frozen", "full"] = "frozen"
 
 
 class DecoderConfig(Section):
     """The segmentation head; its keys are the options of its constructor."""
 
+    neck: Literal["aligned", "fpn", "plain"] = "aligned"
     dim: Count = 512
-    layers: Count = 3
+    layers: Annotated[int, Field(ge=0)] = 3
     heads: Count = 8
     feedforward: Count = 512
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -104,9 +106,17 @@ class DecoderConfig(Section):
             raise ValueError(f"model.decoder.dim ({dim}) must be a multiple of the heads")
         return heads
 
+    @field_validator("project_sentence")
+    @classmethod
+    def _projection_is_of_the_aligned_neck(cls, project_sentence: bool, info: Info) -> bool:
+        neck = info.data.get("neck", "aligned")
+        if project_sentence and neck != "aligned":
+            raise ValueError(f"is an option of the aligned neck; leave it out with neck: {neck}")
+        return project_sentence
+
 
 class ModelConfig(Section):
-    """The frozen CLIP, what is attached to it, and the decoder."""
+    """The CLIP, what is attached to it, and the decoder."""
 
     backbone: BackboneConfig = BackboneConfig()
     adapters: list[Module] = []
@@ -127,6 +137,7 @@ class TrainConfig(Section):
     micro_batch: Count | None = None
     lr: Rate = 1e-4
     encoder_lr_scale: Rate = 1.0
+    backbone_lr_scale: Rate = 0.1
     weight_decay: Amount = 0.0
     schedule: Literal["step", "cosine"] = "step"
     milestones: list[Count] = [35]

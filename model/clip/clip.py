@@ -93,6 +93,7 @@ class CLIP(nn.Module):
             activation=F.gelu if sizes.eva else quick_gelu,
         )
         self.frozen: frozenset[str] = frozenset()
+        self.tuned: frozenset[str] = frozenset()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
@@ -117,6 +118,14 @@ class CLIP(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 moving |= {f"{name}.{key}" for key, _ in module.named_buffers()}
         self.frozen = frozenset(self.state_dict()) - moving
+
+    def tune(self) -> None:
+        """Call in place of :meth:`freeze`: what is here now trains too, at a rate of its own.
+
+        All of it acts on a mask, so that every tensor gets a gradient.  Of CLIP's own weights only
+        the temperature of its loss does not, and that is never loaded.
+        """
+        self.tuned = frozenset(name for name, _ in self.named_parameters())
 
     def embed_image(self, image: Tensor) -> Tensor:
         """CLIP's own embedding of normalised images ``(B, 3, S, S) -> (B, embed_dim)``."""

@@ -95,7 +95,9 @@ class FakeSegmenter(nn.Module):
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         self.load_state_dict(state, strict=False)
 
-    def parameter_groups(self, *, lr: float, encoder_lr_scale: float) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, *, lr: float, encoder_lr_scale: float, backbone_lr_scale: float = 0.1
+    ) -> list[dict[str, Any]]:
         return [
             {
                 "name": "encoder",

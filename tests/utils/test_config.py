@@ -91,6 +91,28 @@ def test_published_rates() -> None:
         assert (config.data.image_size, config.data.dataset) == (416, "refcoco")
 
 
+@pytest.mark.parametrize("name", ["cris_rn50", "cris_rn101"])
+def test_published_rates_of_cris(name: str) -> None:
+    config = load_config(ROOT / f"config/{name}.yaml")
+    train, decoder = config.train, config.model.decoder
+    assert config.model.backbone.tuning == "full"
+    assert (decoder.neck, decoder.layers, decoder.heads, decoder.feedforward) == ("fpn", 3, 8, 2048)
+    assert (train.lr, train.backbone_lr_scale, train.batch_size, train.epochs) == (
+        1e-4,
+        0.1,
+        64,
+        50,
+    )
+    assert (train.milestones, train.gamma, train.weight_decay) == ([35], 0.1, 0)
+
+
+@pytest.mark.parametrize("neck", ["fpn", "plain"])
+def test_an_option_of_another_neck_is_refused(tmp_path: Path, neck: str) -> None:
+    options = [f"model.decoder.neck={neck}", "model.decoder.project_sentence=true"]
+    with pytest.raises(ValueError, match=rf"project_sentence.*leave it out with neck: {neck}"):
+        load_config(write(tmp_path, ""), options)
+
+
 def test_released_behaviours() -> None:
     for name in ("rn50", "rn101", "vitb16"):
         config = load_config(ROOT / f"config/etris_{name}_released.yaml")

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clip.clip import CLIP
-from model.clip.common import Attention, Features, sine, sine_grid, to_map, to_tokens, zoom
+from model.clip.common import Attention, Features, sine, sine_grid, to_map, to_tokens
+
+from .necks import make_neck, norm_relu
 
 KERNEL = 3  # side of the kernel that a sentence becomes
 
@@ -17,9 +19,12 @@ class Decoder(nn.Module):
         clip: the towers that are decoded; sizes are read off it.
         grid: cells per side of the middle map.
         max_words: longest sentence.
+        neck: ``aligned`` (ETRIS), ``fpn`` (CRIS) or ``plain`` (table 6 of ETRIS).
         dim: width of the neck and the transformer.
-        layers, heads, feedforward, dropout: of the transformer.
-        project_sentence: project the sentence to ``dim`` in the neck even if it has that width.
+        layers, heads, feedforward, dropout: of the transformer; with 0 layers there is none, so
+            that the projector reads the neck (no global alignment, table 6 of ETRIS).
+        project_sentence: project the sentence to ``dim`` in the aligned neck even if it has that
+            width.
     """
 
     def __init__(
@@ -28,6 +33,7 @@ class Decoder(nn.Module):
         *,
         grid: int,
         max_words: int,
+        neck: str = "aligned",
         dim: int = 512,
         layers: int = 3,
         heads: int = 8,
@@ -42,17 +48,19 @@ class Decoder(nn.Module):
                 f"model.decoder: dim {dim} must be a multiple of 4 and of heads ({heads})"
             )
         self.connect = Connect(visual.last_width, visual.embed_dim) if visual.last_width else None
-        self.neck = Neck(clip, grid=grid, dim=dim, project_sentence=project_sentence)
-        self.transformer = Transformer(
-            clip.text.width,
-            grid=grid,
-            max_words=max_words,
-            dim=dim,
-            layers=layers,
-            heads=heads,
-            feedforward=feedforward,
-            dropout=dropout,
-        )
+        self.neck = make_neck(neck, clip, grid=grid, dim=dim, project_sentence=project_sentence)
+        self.transformer: Transformer | None = None
+        if layers:
+            self.transformer = Transformer(
+                clip.text.width,
+                grid=grid,
+                max_words=max_words,
+                dim=dim,
+                layers=layers,
+                heads=heads,
+                feedforward=feedforward,
+                dropout=dropout,
+            )
         self.projector = Projector(dim, visual.embed_dim)
 
     def forward(self, features: Features, ids: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -62,7 +70,8 @@ class Decoder(nn.Module):
             top = torch.relu(top + self.connect(features.maps[-1]))
         x = self.neck((*features.maps[:-1], top), features.sentence)
         x = x if residual is None else x + residual
-        x = self.transformer(x, features.words, ids != 0)
+        if self.transformer is not None:
+            x = self.transformer(x, features.words, ids != 0)
         return self.projector(x, features.sentence)
 
 
@@ -75,48 +84,6 @@ class Connect(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int):
         convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         super().__init__(convolution, nn.BatchNorm2d(out_channels))
-
-
-class Neck(nn.Module):
-    """Hierarchical alignment (eq. 6-7): gated by the sentence, brought to one grid, and fused.
-
-    The published module attends from every cell to the one sentence token; a softmax over one key
-    is 1, so that its query and key weights never act.  What is left is the gate
-    ``x * out(value(sentence))``, and that is what stands here.
-    """
-
-    coordinates: Tensor  # (1, 2, grid, grid)
-
-    def __init__(self, clip: CLIP, *, grid: int, dim: int, project_sentence: bool):
-        super().__init__()
-        visual = clip.visual
-        widths = (*visual.widths[:-1], visual.embed_dim)
-        ratios = [stride / visual.strides[1] for stride in visual.strides]
-        self.project: nn.Module = nn.Identity()
-        if project_sentence or visual.embed_dim != dim:
-            self.project = nn.Linear(visual.embed_dim, dim)
-        self.levels = nn.ModuleList(
-            norm_relu(zoom(width, dim, ratio), dim)
-            for width, ratio in zip(widths, ratios, strict=True)
-        )
-        self.gates = nn.ModuleList(
-            nn.Sequential(nn.Linear(dim, dim), nn.Linear(dim, dim)) for _ in widths
-        )
-        self.fuse = norm_relu(nn.Conv2d(len(widths) * dim, dim, 1, bias=False), dim)
-        self.locate = norm_relu(nn.Conv2d(dim + 2, dim, 3, padding=1, bias=False), dim)
-        self.refine = norm_relu(nn.Conv2d(dim, dim, 3, padding=1, bias=False), dim)
-        self.register_buffer("coordinates", coordinates(grid), persistent=False)
-
-    def forward(self, maps: tuple[Tensor, ...], sentence: Tensor) -> Tensor:
-        """Three maps and the sentence ``(B, E)`` -> ``(B, dim, H, W)``."""
-        sentence = self.project(sentence)
-        gated = [
-            level(x) * gate(sentence)[:, :, None, None]
-            for level, gate, x in zip(self.levels, self.gates, maps, strict=True)
-        ]
-        x = self.fuse(torch.cat(gated, dim=1))
-        place = self.coordinates.to(x.dtype).expand(len(x), -1, -1, -1)
-        return self.refine(self.locate(torch.cat([x, place], dim=1)))
 
 
 class Transformer(nn.Module):
@@ -226,14 +193,3 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     entries = weight.flip(2, 3).flatten(2).mT @ x.flatten(2)  # (B, K K, HW)
     total = F.fold(entries, grid, size, padding=size // 2)  # (B, 1, H, W)
     return total + bias[:, None, None, None]
-
-
-def norm_relu(convolution: nn.Module, channels: int) -> nn.Sequential:
-    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
-
-
-def coordinates(grid: int) -> Tensor:
-    """x and y of every cell from -1 to 1: ``(1, 2, grid, grid)``."""
-    line = torch.linspace(-1, 1, grid)
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    return torch.stack([x, y])[None]

@@ -1,0 +1,97 @@
+"""Training a whole CLIP: its rate, its checkpoint, and two updates of each demo configuration."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.checkpoint import load_segmenter, read_config, read_metadata, save_checkpoint
+from engine.sampler import check_batch_size
+from engine.update import GuardedAdam, Update
+from model import build_segmenter
+from utils.config import load_config
+from utils.distributed import Processes
+
+ROOT = Path(__file__).parents[2]
+ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+DEMO = ["cris", "full", "full_vit", "etris_no_ha", "etris_no_ga"]
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_two_updates_on_the_demo_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(f"config/demo/{name}.yaml")
+    size, train = config.data.image_size, config.train
+    torch.manual_seed(0)
+    segmenter = build_segmenter(config.model, image_size=size, max_words=17).train()
+    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
+    groups = segmenter.parameter_groups(
+        lr=train.lr,
+        encoder_lr_scale=train.encoder_lr_scale,
+        backbone_lr_scale=train.backbone_lr_scale,
+    )
+    update = Update(
+        segmenter, GuardedAdam(groups, weight_decay=0.0), processes=ALONE, precision="fp32"
+    )
+    image = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    ids = torch.tensor([[49406, 736, 2866, 49407], [49406, 1746, 49407, 0]])
+    mask = (image.float().mean(dim=1) > 128).to(torch.uint8)
+    for _ in range(2):
+        row, _ = update({"image": image, "ids": ids, "mask": mask})
+        assert row.isfinite().all() and row[1] > 0 and not row[2]
+    changed = {k for k, value in segmenter.state_dict().items() if not value.equal(before[k])}
+    towers = {key.split(".")[2] for key in changed if key.startswith("encoder.clip.")}
+    assert towers == ({"visual", "text"} if config.model.backbone.tuning == "full" else set())
+
+
+def test_the_trainer_gives_each_group_its_rate(
+    config_of: Any, trainer_of: Any, fake_segmenter: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    given: list[dict[str, float]] = []
+    groups = fake_segmenter.parameter_groups
+
+    def spy(self: Any, **rates: float) -> Any:
+        given.append(rates)
+        return groups(self, **rates)
+
+    monkeypatch.setattr(fake_segmenter, "parameter_groups", spy)
+    (tmp_path / "run").mkdir()
+    trainer_of(tmp_path / "run", config_of(train={"lr": 1e-3, "backbone_lr_scale": 0.5}))
+    assert given == [{"lr": 1e-3, "encoder_lr_scale": 1.0, "backbone_lr_scale": 0.5}]
+
+
+@pytest.mark.parametrize("tuning", ["full", "frozen"])
+def test_a_checkpoint_holds_the_clip_that_trained(
+    tuning: str, tiny_config: Callable, clip_file: Callable, batch: tuple, tmp_path: Path
+) -> None:
+    weights = tmp_path / "clip.pt"
+    weights.write_bytes(clip_file("vit").read_bytes())
+    backbone = {"name": None, "weights": str(weights), "tuning": tuning}
+    config = tiny_config("vit", {"backbone": backbone})
+    segmenter = build_segmenter(config.model, image_size=64, max_words=9)
+    if tuning == "full":
+        torch.nn.init.normal_(segmenter.encoder.clip.text.positions)
+    path, (image, ids, _) = tmp_path / "best.safetensors", batch
+    save_checkpoint(path, segmenter, config)
+    assert read_metadata(path)["holds"] == {"full": "everything", "frozen": "trainable"}[tuning]
+    loaded = load_segmenter(read_config(path), path, max_words=9)
+    with torch.no_grad():
+        logits = [model.eval()(image, ids)[0] for model in (loaded, segmenter)]
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch", "world_size"), [(1, None, 1), (4, 1, 1), (6, 2, 2)]
+)
+def test_one_sentence_alone_has_nothing_to_be_normalised_by(
+    config_of: Any, fake_set: Any, batch_size: int, micro_batch: int | None, world_size: int
+) -> None:
+    train = {"batch_size": batch_size, "micro_batch": micro_batch}
+    processes = Processes(rank=0, world_size=world_size, device=torch.device("cpu"))
+    check_batch_size(config_of(train=train), fake_set(), processes)
+    cris = {"decoder": {"neck": "fpn"}}
+    check_batch_size(config_of(model=cris), fake_set(), processes)
+    with pytest.raises(ValueError, match=r"train\.micro_batch: .*neck: fpn"):
+        check_batch_size(config_of(train=train, model=cris), fake_set(), processes)
