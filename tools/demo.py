@@ -4,13 +4,10 @@ Every command is shown before it runs. What is finished stays, what was stopped 
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -84,18 +81,14 @@ def run_demo(
 
 def run_command(words: Sequence[str]) -> None:
     """Show a command of ours, run it and wait for it; ``CommandError`` if it fails."""
+    from engine.commands import Commands
+
     command = shlex.join(["python", *words])
     print(f"\n$ {command}", flush=True)
-    process = subprocess.Popen([sys.executable, *words])
-    # Ctrl-C reaches the command too; it saves before it ends, so it is waited for.
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    code = None
-    while code is None:
-        with contextlib.suppress(KeyboardInterrupt):
-            code = process.wait()
-    signal.signal(signal.SIGTERM, before)
+    with Commands() as commands:
+        code = commands.run(words)
     if code:
-        raise CommandError(command, code if code > 0 else 128 - code)
+        raise CommandError(command, code)
 
 
 def _test_command(checkpoint: Path, output: Path, extra: Sequence[str | Path]) -> list[str]:
