@@ -92,7 +92,7 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
     for name, members in grouped.items():
         first, *others = members
         for position, run in enumerate(others, 1):
-            unequal = differences(_fixed(first.config), _fixed(run.config))
+            unequal = differences(shared_by_seeds(first.config), shared_by_seeds(run.config))
             if unequal:
                 key, (one, other) = next(iter(unequal.items()))
                 raise ValueError(
@@ -110,7 +110,7 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
     return methods
 
 
-def _fixed(config: Config) -> dict[str, Any]:
+def shared_by_seeds(config: Config) -> dict[str, Any]:
     """What all seeds of a method have in common."""
     values = config.to_dict()
     for key in OF_A_RUN:
@@ -151,9 +151,15 @@ def caveats(methods: Sequence[Method]) -> list[str]:
             f"{key}: {one} in {first.method}, {two} in {run.method}"
             for key, (one, two) in differences(mine, other).items()
         ]
-    dirty = {run.method for run in (first, *others) if run.results["dirty"]}
+    dirty = {run.method for run in (first, *others) if _is_dirty(run.results)}
     told += [f"{name}: measured with uncommitted changes" for name in sorted(dirty)]
     return list(dict.fromkeys(told))
+
+
+def _is_dirty(results: Mapping[str, Any]) -> bool:
+    """Whether the code of the training or that of the test stands in no commit."""
+    trained = results.get("checkpoint", {}).get("provenance", {})
+    return bool(results["dirty"] or trained.get("dirty"))
 
 
 def _of(run: Run, key: str) -> Any:

@@ -1,12 +1,16 @@
 """``last.pt``: all that a run needs to go on as if it had never stopped."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from loguru import logger
 from torch import Tensor
+
+from utils.distributed import Processes
 
 State = dict[str, Any]
 
@@ -35,6 +39,15 @@ def load_state(path: Path) -> State:
         ) from error
 
 
+def check_backbone(state: State, backbone: Mapping[str, str | None], path: Path) -> None:
+    """Raise ``ValueError`` if the run of ``state``, read from ``path``, has another CLIP."""
+    if state["backbone"] != backbone["sha256"]:
+        raise ValueError(
+            f"{path}: was trained on CLIP weights with SHA-256 {state['backbone']}, but "
+            f"{backbone['weights']} has {backbone['sha256']}; name the right file or use --fresh"
+        )
+
+
 def seed_process(seed: int, rank: int) -> None:
     """Seed torch so that each process draws other numbers for its dropout."""
     torch.manual_seed(int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]))
@@ -46,8 +59,16 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
-def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Put torch's generators of this process where ``random_state`` found them."""
+def restore(states: Sequence[dict[str, Tensor]], processes: Processes, *, seed: int) -> None:
+    """Put torch's generators where ``random_state`` found them; seed them for other processes."""
+    if len(states) != processes.world_size:
+        seed_process(seed, processes.rank)
+        logger.warning(
+            f"saved by {len(states)} processes, continued by {processes.world_size}: "
+            "same samples, other dropout"
+        )
+        return
+    state, device = states[processes.rank], processes.device
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

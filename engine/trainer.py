@@ -11,8 +11,8 @@ from engine.checkpoint import save_checkpoint
 from engine.evaluator import evaluate_together
 from engine.history import Entry, History, NotFinite
 from engine.precision import resolve_precision
-from engine.provenance import provenance
-from engine.resume import State, random_state, restore_random_state, save_state, seed_process
+from engine.provenance import peak_memory, provenance
+from engine.resume import State, check_backbone, random_state, restore, save_state, seed_process
 from engine.sampler import check_batch_size, train_loader
 from engine.schedule import rate_factor
 from engine.signals import Stopped, StopSignal
@@ -58,6 +58,7 @@ class Trainer:
         self._make_update()
         self.step, self.scored_step, self.elapsed = 0, 0, 0.0
         self.best: dict[str, float] | None = None
+        self.peak_memory: dict[str, int] = {}
         self.history = History()
         self.stop = StopSignal()
         if state is None:
@@ -69,7 +70,9 @@ class Trainer:
         options = self.config.train
         self.optimizer = GuardedAdam(
             self.segmenter.parameter_groups(
-                lr=options.lr, encoder_lr_scale=options.encoder_lr_scale
+                lr=options.lr,
+                encoder_lr_scale=options.encoder_lr_scale,
+                backbone_lr_scale=options.backbone_lr_scale,
             ),
             weight_decay=options.weight_decay,
         )
@@ -256,6 +259,7 @@ class Trainer:
         """Write ``last.pt``: one file, which every process can go on from."""
         self.processes.share_statistics(self.segmenter)
         random_states = self.processes.gather(random_state(self.processes.device))
+        self.peak_memory = peak_memory(self.processes, self.peak_memory)
         self._saved_at = time.monotonic()
         if self.processes.is_main:
             state = {
@@ -266,6 +270,7 @@ class Trainer:
                 "total_steps": self.total_steps,
                 "scored_step": self.scored_step,
                 "elapsed": self.elapsed,
+                "peak_memory": self.peak_memory,
                 "best": self.best,
                 "history": self.history.to_list(),
                 "trainable": self.segmenter.trainable_state(),
@@ -276,24 +281,12 @@ class Trainer:
             save_state(self.folder / "last.pt", state)
 
     def _restore(self, state: State) -> None:
-        if state["backbone"] != self.segmenter.backbone["sha256"]:
-            raise ValueError(
-                f"{self.folder / 'last.pt'}: was trained on CLIP weights with SHA-256 "
-                f"{state['backbone']}, but {self.config.model.backbone.weights} has "
-                f"{self.segmenter.backbone['sha256']}; name the right file or use --fresh"
-            )
+        check_backbone(state, self.segmenter.backbone, self.folder / "last.pt")
         self.segmenter.load_trainable_state(state["trainable"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.update.scaler.load_state_dict(state["scaler"])
         self.step, self.scored_step = state["step"], state["scored_step"]
         self.elapsed, self.best = state["elapsed"], state["best"]
+        self.peak_memory = state.get("peak_memory", {})  # older runs lack it
         self.history = History(state["history"])
-        random_states, rank = state["random_states"], self.processes.rank
-        if len(random_states) == self.processes.world_size:
-            restore_random_state(random_states[rank], self.processes.device)
-        else:
-            seed_process(self.config.train.seed + self.step, rank)
-            logger.warning(
-                f"saved by {len(random_states)} processes, continued by "
-                f"{self.processes.world_size}: same samples, other dropout"
-            )
+        restore(state["random_states"], self.processes, seed=self.config.train.seed + self.step)

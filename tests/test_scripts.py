@@ -207,6 +207,30 @@ def test_testing_prints_a_table_and_obeys_its_options(
     assert json.loads((tmp_path / "results.json").read_text())["protocol"]["threshold"] == 0.9
 
 
+# the tiny CLIP has no name, so that its sizes are counted from its file
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
+def test_a_run_is_recorded(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--checkpoint", str(run / "best.safetensors"), "--splits", "testB"]
+    arguments += ["--output", str(tmp_path / "test"), "--pictures", "0"]
+    assert TEST.main([*arguments, "--record"]) == 2  # its configuration is not of config/
+    assert "error: --record needs a name" in capsys.readouterr().err
+    assert not (tmp_path / "test").exists()
+    assert TEST.main([*arguments, "--record", "tiny"]) == 0
+    name = str(Path("results/tiny-seed0.json"))
+    assert f"recorded in {name}" in capsys.readouterr().out
+    record = json.loads((tmp_path / name).read_text())
+    results = json.loads((tmp_path / "test/results.json").read_text())
+    assert results.items() <= record.items()
+    assert record["hardware"]["cpu"] and record["hardware"]["threads"] == 1
+    training = record["training"]
+    assert training["peak_memory"]["host"] > 2**20 and 0 < training["hours"] < 1
+    log = (run / "run.log").read_bytes()
+    assert (tmp_path / name).with_suffix(".log").read_bytes() == log
+
+
 def predict(run: Path, image: Path, texts: list[str], output: Path, *options: str) -> np.ndarray:
     """Run predict.py; return the logits (N, H, W)."""
     arguments = ["--checkpoint", str(run / "best.safetensors"), "--output", str(output)]

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from engine.history import NotFinite
+from engine.resume import load_state, save_state
 from engine.signals import Stopped
 from engine.trainer import Trainer
 
@@ -258,3 +259,20 @@ def test_a_batch_larger_than_the_data_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"batch_size: {batch_size} is more than the 21"):
         trainer_of(folder("run"), config_of(train={"batch_size": batch_size}))
+
+
+def test_time_and_memory_of_all_parts_of_a_run_are_kept(
+    folder: Any, config_of: Any, trainer_of: Any
+) -> None:
+    path = folder("run")
+    trainer = trainer_of(path, config_of())
+    stop_after(trainer, 3)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    first = load_state(path / "last.pt")
+    assert first["peak_memory"]["host"] > 2**20 and first["peak_memory"]["gpu"] == 0
+    huge = {"host": 2**50, "gpu": 2**40}  # as if the first part had needed more
+    save_state(path / "last.pt", first | {"elapsed": 1000.0, "peak_memory": huge})
+    trainer_of(path, config_of()).fit()
+    state = load_state(path / "last.pt")
+    assert state["peak_memory"] == huge and 1000 < state["elapsed"] < 1060
