@@ -166,7 +166,7 @@ def test_other_weights_are_refused_by_name(tiny_segmenter, change):
         ({"bridges": [BRIDGER | {"stages": [3]}]}, "stages"),
         ({"bridges": [BRIDGER | {"heads": 5}]}, "dim 16 cannot be split into 5 heads"),
         ({"bridges": [BRIDGER | {"dim": "wide"}]}, r"model\.bridges\.0: bridger cannot be built"),
-        ({"adapters": [{"name": "lora"}]}, r"model\.adapters\.0: no 'lora'"),
+        ({"adapters": [{"name": "bitfit"}]}, r"model\.adapters\.0: no 'bitfit'"),
         ({"backbone": {"name": None, "weights": None}}, "weights is not set"),
         ({"backbone": {"name": "RN50", "weights": None}}, "download_weights.py RN50"),
     ],

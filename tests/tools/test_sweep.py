@@ -346,6 +346,7 @@ def test_a_signal_lets_the_running_save_and_begins_no_other(
     )
     folder = project / "runs/sweep-mine"
     running = [folder / "frozen-seed0.log", folder / "etris-seed0.log"]
+    handler = signal.getsignal(signal.SIGINT)
     thread = stop_when_ready(running, number)
     code = go(parallel=2, seeds=[0, 1])
     thread.join()
@@ -355,7 +356,7 @@ def test_a_signal_lets_the_running_save_and_begins_no_other(
     out = capsys.readouterr().out
     assert out.count(": stopped (") == 2
     assert "stopped; 4 jobs, 0 done; to go on: python tools/sweep.py mine.yaml" in out
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def run_here(self: Commands, words: list[str], **how: Any) -> int:

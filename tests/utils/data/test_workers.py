@@ -66,7 +66,8 @@ def test_no_workers_are_refused() -> None:
 
 def test_ctrl_c_ends_all_of_them() -> None:
     code = (
-        "import time; from utils.data.workers import Workers\n"
+        "import signal, time; from utils.data.workers import Workers\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a background job
         "with Workers(2, 0) as workers:\n"
         "    for _ in workers.map(time.sleep, [0.1] * 1000): print('.', flush=True)"
     )
