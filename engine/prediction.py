@@ -1,94 +1,149 @@
-"""What ``predict.py`` does: one picture, some sentences, a mask and an overlay for each."""
+"""A trained model as a Python call: picture and sentence in, mask out.
 
-import os
+from engine.prediction import load
+
+segmenter = load("best.safetensors")
+mask = segmenter("photo.jpg", "the small red star")  # bool (H, W)
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
-from engine.checkpoint import load_segmenter
+from engine.backbone_files import with_backbone
+from engine.checkpoint import load_segmenter, read_config, read_metadata
 from engine.evaluator import found, predict_logits
-from engine.pictures import overlay, write_image
+from engine.picture_files import Picture, as_rgb
 from engine.precision import resolve_precision
+from engine.sharing import num_bytes, place
+from model import Segmenter
 from utils.config import Config
 from utils.data.tokenizer import tokenize
 from utils.data.transforms import letterbox_image
 
 
-def find(
-    config: Config,
-    checkpoint: Path,
+def load(
+    checkpoint: str | Path,
     *,
-    image_path: Path,
-    texts: list[str],
-    output: Path,
-    logits_path: Path | None = None,
-    device: torch.device,
-) -> str:
-    """Write ``<n>-mask.png`` and ``<n>-overlay.png`` for each text; return a line for each.
+    device: str | torch.device | None = None,
+    config: Config | None = None,
+) -> "Predictor":
+    """The model of ``checkpoint``, ready to be called; the file alone is enough.
 
-    ``logits_path`` gets the logits at the size of the picture, float32 ``(N, H, W)``. Raises
-    ``ValueError`` for a picture that cannot be read, an empty text, or a checkpoint that does not
-    fit.
+    The CLIP it was trained on is recognised by its SHA-256: in the file the config names, or among
+    those of ``pretrain/``. Checkpoints on one frozen CLIP share its weights in memory.
+
+    Args:
+        checkpoint: ``best.safetensors`` of a run.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; a GPU if there is one.
+        config: what holds in place of the checkpoint's own config.
+
+    Raises:
+        ValueError: a checkpoint that is missing or not ours, a CLIP that is nowhere (with the way
+            to get it), a config of another architecture, or a device that is not there.
     """
-    image = read_image(image_path)
-    _check_texts(texts)
-    max_words = config.data.longest_sentence
-    segmenter = load_segmenter(config, checkpoint, max_words).to(device).eval()
-    square, letterbox = letterbox_image(image, config.data.image_size)
-    pixels = torch.from_numpy(square).permute(2, 0, 1)  # (3, S, S)
-    ids, lengths = tokenize(texts, max_words)
-    logits = predict_logits(
-        segmenter,
-        pixels.expand(len(texts), -1, -1, -1),
-        ids,
-        [letterbox] * len(texts),
-        precision=resolve_precision(config.train.precision, device),
-        device=device,
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, (text, length) in enumerate(zip(texts, lengths, strict=True), 1):
-        mask = found(logits[number - 1], config.eval.threshold).cpu().numpy()
-        write_image(output / f"{number}-mask.png", mask.astype(np.uint8) * 255)
-        write_image(output / f"{number}-overlay.png", overlay(image, mask))
-        note = f"  (cut to {max_words} tokens)" if length > max_words else ""
-        lines.append(f"{output / f'{number}-mask.png'}  {text!r}: {describe(mask)}{note}")
-    if logits_path is not None:
-        _write_array(logits_path, torch.stack(logits).cpu().numpy())
-    return "\n".join(lines)
+    path, target = Path(checkpoint), choose_device(device)
+    config = with_backbone(config or read_config(path), read_metadata(path), path)
+    segmenter = load_segmenter(config, path, config.data.longest_sentence).eval()
+    place(segmenter, target)
+    return Predictor(segmenter, config, name=path.name, device=target)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """A picture as (H, W, 3) RGB uint8; ``ValueError`` if it is missing or cannot be decoded."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such picture")
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-    if image is None:
-        raise ValueError(f"{path}: no picture that can be decoded; give a JPEG or PNG file")
-    return image
+class Predictor:
+    """A model that segments what a sentence names in a picture, exactly as ``test.py`` does.
+
+    Pictures are paths, arrays (grey, RGB or RGBA; uint8 or uint16) or PIL images, and come out the
+    right way up. Results have the size of the picture: (H, W) for a sentence, (N, H, W) for a list
+    of N. A sentence that is longer than ``max_words`` tokens is cut; ``num_tokens`` counts them.
+
+    Attributes:
+        threshold: a pixel belongs to the mask above this probability; that of ``eval.threshold``.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, config: Config, *, name: str, device: torch.device
+    ) -> None:
+        self.segmenter, self.config, self.name, self.device = segmenter, config, name, device
+        self.threshold = config.eval.threshold
+        self.max_words = config.data.longest_sentence
+        # what trained in fp16 on a GPU runs on a CPU all the same
+        half = config.train.precision == "fp16" and device.type != "cuda"
+        self.precision = resolve_precision("auto" if half else config.train.precision, device)
+
+    def __repr__(self) -> str:
+        """With its size in memory: its own weights, and those it may share."""
+        frozen = {f"encoder.clip.{name}" for name in self.segmenter.encoder.clip.frozen}
+        weights = self.segmenter.state_dict()
+        shared = num_bytes(weights[name] for name in weights if name in frozen)
+        own = num_bytes(weights[name] for name in weights if name not in frozen)
+        backbone = self.segmenter.backbone["name"] or "CLIP"
+        return (
+            f"Predictor({self.name} on {self.device}: {own / 1e6:.1f} MB trained, "
+            f"{shared / 1e6:.1f} MB of a frozen {backbone})"
+        )
+
+    def __call__(self, image: Picture, text: str | Sequence[str]) -> np.ndarray:
+        """Masks, bool: where the probability is above ``threshold``.
+
+        Raises:
+            ValueError: a picture that cannot be read, or a sentence without words.
+        """
+        masks = [found(one, self.threshold) for one in self.logits(image, text)]
+        return self._answer(masks, text)
+
+    def probability(self, image: Picture, text: str | Sequence[str]) -> np.ndarray:
+        """The probability of every pixel, float32 from 0 to 1; raises as a call does."""
+        return self._answer([one.sigmoid() for one in self.logits(image, text)], text)
+
+    def logits(self, image: Picture, text: str | Sequence[str]) -> Tensor:
+        """Logits of one or all sentences, float32 (N, H, W) on ``device``; raises as a call does.
+
+        Neither the other sentences nor their number changes a sentence's logits.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        _check_texts(texts)
+        square, letterbox = letterbox_image(as_rgb(image), self.config.data.image_size)
+        pixels = torch.from_numpy(square).permute(2, 0, 1)  # (3, S, S)
+        ids, _ = tokenize(texts, self.max_words)
+        logits = predict_logits(
+            self.segmenter,
+            pixels.expand(len(texts), -1, -1, -1),
+            ids,
+            [letterbox] * len(texts),
+            precision=self.precision,
+            device=self.device,
+        )
+        return torch.stack(logits)
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a sentence, start and end included; those beyond ``max_words`` are cut."""
+        return tokenize(text, self.max_words)[1][0]
+
+    @staticmethod
+    def _answer(values: list[Tensor], text: str | Sequence[str]) -> np.ndarray:
+        return (values[0] if isinstance(text, str) else torch.stack(values)).cpu().numpy()
 
 
-def describe(mask: np.ndarray) -> str:
-    """The share of the picture that ``mask`` covers and the box around it, in pixels."""
-    if not mask.any():
-        return "nothing found"
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = f"x {columns[0]} to {columns[-1]}, y {rows[0]} to {rows[-1]}"
-    return f"{100 * mask.mean():.1f} % of the picture, {box}"
-
-
-def _check_texts(texts: list[str]) -> None:
+def _check_texts(texts: Sequence[str]) -> None:
+    """``ValueError`` if there is no sentence, or one without words."""
+    if not texts:
+        raise ValueError("no sentence; say what to find")
     for number, text in enumerate(texts, 1):
         if not text.strip():
-            raise ValueError(f"--text number {number} is empty; say what to find")
+            raise ValueError(f"sentence {number} is empty; say what to find")
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with aside.open("wb") as file:
-        np.save(file, array)
-    os.replace(aside, path)
+def choose_device(name: str | torch.device | None) -> torch.device:
+    """The device called ``name``, or a GPU if there is one; ``ValueError`` if it is not there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"no device {str(name)!r} ({reason}); use cpu, cuda or cuda:1") from None
+    return device

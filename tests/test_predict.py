@@ -1,0 +1,148 @@
+"""predict.py on folders, tables and damaged files: a tiny CLIP, nothing trained."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from engine.checkpoint import save_checkpoint
+from engine.prediction import load
+from engine.prediction_outputs import KINDS
+from model import build_segmenter
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "predict.py"))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable) -> Path:
+    config = tiny_config("vit", train={"precision": "fp32"})
+    torch.manual_seed(0)
+    segmenter = build_segmenter(config.model, image_size=64, max_words=9)
+    path = tmp_path_factory.mktemp("run") / "best.safetensors"
+    save_checkpoint(path, segmenter, config)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """``pictures/``: a.png and a.jpg of different sizes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in {"a.png": (20, 30, 3), "a.jpg": (40, 25)}.items():
+        cv2.imwrite(str(folder / name), rng.integers(0, 256, shape, dtype=np.uint8))
+    return folder
+
+
+@pytest.fixture
+def predict(checkpoint: Path, tmp_path: Path) -> Callable[..., int]:
+    """Runs predict.py into ``out/``; returns its exit code."""
+
+    def run(*words: str | Path) -> int:
+        arguments = ["--checkpoint", checkpoint, "--output", tmp_path / "out", *words]
+        return SCRIPT["main"]([str(word) for word in arguments])
+
+    return run
+
+
+def index(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "out" / "predictions.json").read_text(encoding="utf-8"))
+
+
+def test_choices_are_what_can_be_written() -> None:
+    assert {*KINDS, "rle"} == set(SCRIPT["KINDS"])
+
+
+def test_a_folder_is_answered_and_every_output_agrees(
+    predict: Callable[..., int], checkpoint: Path, pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    texts = ["a star", "the ring"]
+    words = [word for text in texts for word in ("--text", text)]
+    segmenter = load(checkpoint, device="cpu")
+    threshold = float(np.median(segmenter.probability(pictures / "a.png", "a star")))
+    saved = ["--save", *SCRIPT["KINDS"], "--threshold", str(threshold), "--device", "cpu"]
+    assert predict("--image", pictures, *words, *saved) == 0
+    segmenter.threshold = threshold
+    rows = index(tmp_path)
+    assert [(Path(row["image"]).name, row["sentence"]) for row in rows] == [
+        ("a.jpg", "a star"),
+        ("a.jpg", "the ring"),
+        ("a.png", "a star"),
+        ("a.png", "the ring"),
+    ]
+    files = [name for row in rows for name in row["files"].values()]
+    assert len(set(files)) == 4 * 4 and files[0] == "a/1-mask.png"
+    for row in rows:
+        mask = segmenter(row["image"], row["sentence"])
+        drawn = {
+            kind: cv2.imread(str(tmp_path / "out" / name), cv2.IMREAD_UNCHANGED)
+            for kind, name in row["files"].items()
+        }
+        assert np.array_equal(drawn["mask"] > 0, mask)
+        assert np.array_equal(drawn["cutout"][:, :, 3] > 0, mask)
+        assert np.array_equal(coco_mask.decode(row["segmentation"]), mask)
+        assert row["area"] == mask.sum() and [row["height"], row["width"]] == list(mask.shape)
+        assert drawn["probability"].dtype == np.uint16
+    assert 0 < rows[2]["area"] < 600, "an empty or full mask proves little"
+    assert capsys.readouterr().out.count("\n") == 4
+
+
+def test_bad_files_get_a_line_and_the_rest_goes_on(
+    predict: Callable[..., int], pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    table = tmp_path / "pairs.csv"
+    table.write_text(
+        "image,sentence\npictures/broken.jpg,a star\npictures/a.png,a star\n"
+        "pictures/a.png,\npictures/none.png,a star\n"
+    )
+    assert predict("--pairs", table) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+    assert "pairs.csv: line 4: no 'sentence'" in lines[0]
+    assert "broken.jpg: no picture that can be decoded" in lines[1]
+    assert "none.png: no such picture" in lines[2]
+    assert [row["files"]["mask"] for row in index(tmp_path)] == ["a/1-mask.png"]
+    assert (tmp_path / "out" / "a" / "1-overlay.png").exists()
+    assert predict("--image", pictures / "broken.jpg", "--text", "a star") == 2
+
+
+def test_replacing_the_files_of_another_run_is_told(
+    predict: Callable[..., int], pictures: Path, capsys: Any
+) -> None:
+    for text in ("a star", "the ring"):
+        assert predict("--image", pictures / "a.png", "--text", text) == 0
+    assert "note: 2 files of an earlier run were replaced in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threshold", "1.5"], "eval.threshold"),
+        (["--device", "gpu"], "no device 'gpu'"),
+        (["--logits", "all.npy"], "keeps those of one picture, and 2 are given"),
+    ],
+)
+def test_options_that_cannot_be_are_explained(
+    predict: Callable[..., int], pictures: Path, capsys: Any, words: list[str], message: str
+) -> None:
+    assert predict("--image", pictures, "--text", "a star", *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--image", "a.png"], ["--pairs", "p.csv", "--text", "a"]])
+def test_pictures_and_sentences_are_needed(
+    predict: Callable[..., int], capsys: Any, words: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        predict(*words)
+    assert "--text" in capsys.readouterr().err.splitlines()[-1]
