@@ -6,7 +6,10 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -68,7 +71,7 @@ def commands() -> list[list[str]]:
 def adapter(tmp_path: Path) -> ModuleType:
     """The README's adapter file as a module."""
     path = tmp_path / "ssf.py"
-    path.write_text(blocks("python")[0], encoding="utf-8")
+    path.write_text(blocks("python")[1], encoding="utf-8")
     spec = importlib.util.spec_from_file_location("readme_ssf", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -108,11 +111,20 @@ def test_adapter_starts_at_clip_trains_and_only_adds_state(
     assert {f"encoder.{name}" for name in added} <= changed
 
 
+def test_call_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("photo.jpg", np.full((60, 90, 3), 128, np.uint8))
+    code = blocks("python")[0].replace('"pretrain/', f'"{ROOT.as_posix()}/pretrain/')
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["mask"].shape == (60, 90) and names["mask"].dtype == bool
+
+
 def test_registry_lines_belong_to_the_file() -> None:
-    registry, source = blocks("python")[1], (ROOT / "model/adapters/__init__.py").read_text("utf-8")
+    registry, source = blocks("python")[2], (ROOT / "model/adapters/__init__.py").read_text("utf-8")
     declaration = registry[registry.index("ADAPTERS") :].partition("=")[0]
     assert f"\n{declaration}=" in source
-    assert "def add_ssf(" in blocks("python")[0] and '"ssf": add_ssf' in registry
+    assert "def add_ssf(" in blocks("python")[1] and '"ssf": add_ssf' in registry
 
 
 def test_configuration_of_the_adapter_is_read(tmp_path: Path) -> None:
