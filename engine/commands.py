@@ -1,16 +1,14 @@
 """Our scripts as child processes, one or several at a time, which a signal ends in good order."""
 
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from types import FrameType, TracebackType
-from typing import IO, Self
+from typing import IO
 
-from engine.signals import SIGNALS
+from engine.signals import SignalHandler
 
 
-class Commands:
+class Commands(SignalHandler):
     """Context in which scripts run; SIGTERM and Ctrl-C are passed on to all, and none starts after.
 
     The terminal and batch systems signal the scripts too. They may therefore get a signal twice;
@@ -23,19 +21,6 @@ class Commands:
     def __init__(self) -> None:
         self.stopped = 0
         self._running: set[subprocess.Popen[bytes]] = set()
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def run(
         self,
@@ -61,7 +46,8 @@ class Commands:
         self._running.discard(process)
         return code if code >= 0 else 128 - code
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int) -> None:
+        """Pass ``number`` on to all that run, and begin no other."""
         self.stopped = self.stopped or number
         for process in tuple(self._running):
             process.send_signal(number)

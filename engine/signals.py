@@ -1,25 +1,22 @@
-"""SIGTERM and Ctrl-C: remembered until the run has saved, then an exit that is not zero."""
+"""SIGTERM and Ctrl-C: what they do while something runs that has to end in good order."""
 
 import signal
+from abc import ABC, abstractmethod
 from types import FrameType, TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopSignal:
-    """Context in which SIGTERM and Ctrl-C only set ``number``, to be read between two updates.
+class SignalHandler(ABC):
+    """Context in which SIGTERM and Ctrl-C call ``receive``; after it they do what they did."""
 
-    With ``at_once`` set, as while scoring after a save, the signal ends the process directly.
-    Later signals change nothing: torchrun sends Ctrl-C a second time while the first still saves.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.at_once = False
+    @abstractmethod
+    def receive(self, number: int) -> None:
+        """Do what signal ``number`` asks for."""
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -31,7 +28,23 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.receive(number)
+
+
+class StopSignal(SignalHandler):
+    """Context in which SIGTERM and Ctrl-C only set ``number``, to be read between two updates.
+
+    With ``at_once`` set, as while scoring after a save, the signal ends the process directly.
+    Later signals change nothing: torchrun sends Ctrl-C a second time while the first still saves.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.at_once = False
+
+    def receive(self, number: int) -> None:
+        """Remember the first ``number``; with ``at_once``, raise ``Stopped`` on it."""
         if not self.number:
             self.number = number
             if self.at_once:
