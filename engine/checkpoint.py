@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
+from engine.differences import differences
 from model import Segmenter, build_segmenter
 from utils.config import Config, load_config
 
@@ -58,6 +59,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` if ``path`` is missing or not a checkpoint of this project.
     """
+    if path.is_dir():
+        raise ValueError(
+            f"{path}: no such checkpoint, but a folder; give the best.safetensors in it"
+        )
     if not path.is_file():
         raise ValueError(
             f"{path}: no such checkpoint; train.py writes best.safetensors to its folder"
@@ -124,35 +129,13 @@ def load_segmenter(config: Config, path: Path, max_words: int) -> Segmenter:
     return segmenter
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys whose values differ, each with our value and theirs.
-
-    A list of sections counts as one with the keys 0, 1, ...; one of plain values is a value.
-    """
-    mine, other = _flatten(ours), _flatten(theirs)
-    keys = [*mine, *(key for key in other if key not in mine)]
-    absent = "(none)"
-    pairs = {key: (mine.get(key, absent), other.get(key, absent)) for key in keys}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
-
-
-def _flatten(tree: Any, place: str = "") -> dict[str, Any]:
-    if isinstance(tree, list) and any(isinstance(value, list | Mapping) for value in tree):
-        tree = {str(position): value for position, value in enumerate(tree)}
-    if not isinstance(tree, Mapping) or not tree:
-        return {place: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{place}.{key}" if place else key)
-    return flat
-
-
 def _check_architecture(config: Config, trained: Config, path: Path) -> None:
-    unequal = differences(config.model.model_dump(), trained.model.model_dump())
+    unequal = differences(
+        config.model.model_dump(), trained.model.model_dump(), apart_from=_IRRELEVANT
+    )
     listed = [
         f"model.{key} is {trained_with!r} in it and {asked!r} in the config"
         for key, (asked, trained_with) in unequal.items()
-        if key not in _IRRELEVANT
     ]
     if listed:
         raise ValueError(

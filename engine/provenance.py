@@ -27,6 +27,7 @@ LIBRARIES = (
     "safetensors",
     "pydantic",
 )
+DIRTY, UNKNOWN = "with uncommitted changes", "by code of an unknown commit"
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -44,6 +45,18 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def describe_code(results: Mapping[str, Any]) -> dict[str, str]:
+    """``DIRTY`` or ``UNKNOWN`` for ``trained`` and ``tested``, where a commit does not tell all."""
+    trained = results.get("checkpoint", {}).get("provenance", {})
+    told = {}
+    for verb, made in (("trained", trained), ("tested", results)):
+        if made.get("dirty"):
+            told[verb] = DIRTY
+        elif made.get("commit") is None:
+            told[verb] = UNKNOWN
+    return told
 
 
 def peak_memory(processes: Processes, earlier: Mapping[str, int]) -> dict[str, int]:

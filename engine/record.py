@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import differences, read_metadata
-from engine.comparison import read_runs, shared_by_seeds
+from engine.checkpoint import read_metadata
+from engine.comparison import OF_A_RUN, read_runs
+from engine.differences import differences, flatten, list_changes
 from engine.evaluator import protocol
 from engine.parameters import count
+from engine.provenance import describe_code
 from engine.resume import State, load_state
 from engine.run import is_finished
 from model.clip import sha256_of
@@ -89,7 +91,7 @@ class Recording:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.log, self.path.with_suffix(".log"))
         write_text(self.path, json.dumps(record, indent=2) + "\n")
-        told = describe_code(record)
+        told = [" ".join(item) for item in describe_code(record).items()]
         if self.config_file is not None:
             told = changes_of(record, CONFIGS.parent / self.config_file) + told
         return "\n  ".join([f"recorded in {self.path}", *(f"marked: {mark}" for mark in told)])
@@ -131,31 +133,19 @@ def open_recording(
 
 def hash_of(config: Config) -> str:
     """SHA-256 of what all seeds of a method have in common."""
-    text = json.dumps(shared_by_seeds(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    values = flatten(config.to_dict())
+    common = {key: value for key, value in values.items() if not key.startswith(OF_A_RUN)}
+    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()
 
 
 def changes_of(record: Mapping[str, Any], path: Path) -> list[str]:
     """Sentences on where a run departs from its configuration file and from the protocol."""
     ours = protocol(Config(), None, precision="")
-    unequal = differences(record["protocol"], ours)
+    unequal = differences(record["protocol"], ours, apart_from=OF_A_CONFIG)
     return _departures(Config.from_dict(record["config"]), path) + [
         f"protocol: {key} is {mine!r}, the project's is {theirs!r}"
         for key, (mine, theirs) in unequal.items()
-        if not key.startswith(OF_A_CONFIG)
     ]
-
-
-def describe_code(record: Mapping[str, Any]) -> list[str]:
-    """Sentences on a commit that does not tell all of the code, in training or in testing."""
-    trained = record["checkpoint"].get("provenance", {})
-    told = []
-    for verb, made in (("trained", trained), ("tested", record)):
-        if made.get("commit") is None:
-            told.append(f"{verb} by code of an unknown commit")
-        elif made["dirty"]:
-            told.append(f"{verb} with uncommitted changes")
-    return told
 
 
 def _departures(config: Config, path: Path) -> list[str]:
@@ -163,12 +153,11 @@ def _departures(config: Config, path: Path) -> list[str]:
 
     One data set in the place of another is none.
     """
-    unequal = differences(config.to_dict(), load_config(path).to_dict())
+    unequal = differences(config.to_dict(), load_config(path).to_dict(), apart_from=OF_NO_MATTER)
     return [
         f"{key} is {mine!r}, {theirs!r} in the file"
         for key, (mine, theirs) in unequal.items()
-        if not key.startswith(OF_NO_MATTER)
-        and not (key == "data.dataset" and isinstance(mine, str) and isinstance(theirs, str))
+        if not (key == "data.dataset" and isinstance(mine, str) and isinstance(theirs, str))
     ]
 
 
@@ -182,14 +171,10 @@ def _scores(results: Mapping[str, Any]) -> Any:
 
 
 def _check_test(config: Config, trained: Config, checkpoint: Path) -> None:
-    unequal = [
-        f"{key} is {mine!r}, was {theirs!r}"
-        for key, (mine, theirs) in differences(config.to_dict(), trained.to_dict()).items()
-        if not key.startswith(OF_A_TEST)
-    ]
+    unequal = differences(config.to_dict(), trained.to_dict(), apart_from=OF_A_TEST)
     if unequal:
         raise ValueError(
-            f"{checkpoint}: --record keeps a run as it was trained, but {'; '.join(unequal)}; "
+            f"{checkpoint}: --record keeps a run as it was trained, but {list_changes(unequal)}; "
             "leave that out, or --record"
         )
 

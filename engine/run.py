@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from loguru import logger
 
-from engine.checkpoint import differences
 from engine.data import open_training, open_validation
+from engine.differences import differences, list_changes
 from engine.history import NotFinite
 from engine.resume import State, load_state
 from engine.signals import Stopped
@@ -108,16 +108,11 @@ def _open_folder(config: Config, folder: Path, fresh: bool) -> State | None:
     state = load_state(last)
     # through Config, so that keys younger than the run stand at their defaults
     begun = Config.from_dict(state["config"], source=str(last))
-    unequal = {
-        key: values
-        for key, values in differences(config.to_dict(), begun.to_dict()).items()
-        if not key.startswith(FREE_KEYS)
-    }
+    unequal = differences(config.to_dict(), begun.to_dict(), apart_from=FREE_KEYS)
     if unequal:
-        listed = "; ".join(f"{key} is {a!r}, was {b!r}" for key, (a, b) in unequal.items())
         raise ValueError(
-            f"{folder}: holds a run with another config: {listed}; --fresh begins anew with its "
-            "files moved aside, run.folder names another folder"
+            f"{folder}: holds a run with another config: {list_changes(unequal)}; --fresh begins "
+            "anew with its files moved aside, run.folder names another folder"
         )
     return state
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import (
     choose_config,
-    differences,
     load_segmenter,
     read_config,
     read_metadata,
@@ -152,7 +151,7 @@ def test_other_files_are_told_apart(clip_file: Make, tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, foreign)
     for path, message in (
         (missing, "no such checkpoint"),
-        (tmp_path, "no such checkpoint"),
+        (tmp_path, "no such checkpoint, but a folder; give the best.safetensors"),
         (text, "not a checkpoint"),
         (foreign, "no checkpoint of this project"),
         (clip_file("vit"), "CLIP weights belong in model.backbone.weights"),
@@ -175,11 +174,3 @@ def test_the_config_is_the_checkpoints_own_unless_another_is_given(
     assert choose_config(path, given, []).eval.threshold == 0.6
     with pytest.raises(ValueError, match="did you mean 'threshold'"):
         choose_config(path, None, ["eval.treshold=0.5"])
-
-
-def test_differences_name_dotted_keys() -> None:
-    ours = {"a": {"b": 1, "c": [{"d": 2}]}, "e": []}
-    theirs = {"a": {"b": 1, "c": [{"d": 3}, {"d": 4}]}, "e": [5]}
-    assert differences(ours, ours) == {}
-    found = differences(ours, theirs)
-    assert found["a.c.0.d"] == (2, 3) and found["a.c.1.d"][1] == 4 and found["e"] == ([], [5])
