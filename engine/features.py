@@ -26,11 +26,10 @@ from model.clip.eva import RotaryAttention, turn
 from model.encoder import Encoder
 from model.side.gst import GlobalShortcut, global_prior
 from utils.config import Config
-from utils.data.tokenizer import encode, tokenize
+from utils.data.tokenizer import split_words, tokenize
 from utils.data.transforms import Letterbox, letterbox_image
 
 PLAIN = "CLIP alone"
-START, END = "start token", "end token"
 
 
 @dataclass(frozen=True)
@@ -194,22 +193,6 @@ def read_prior(side: nn.Module | None, features: Features, ids: Tensor) -> Tenso
     cells = joint.float()
     factor = (prior * cells).sum(dim=2) / cells.square().sum(dim=2).clamp(min=1e-12)
     return factor[0].unflatten(0, features.joint.shape[2:]).cpu()
-
-
-def split_words(text: str, max_words: int) -> list[tuple[str, int]]:
-    """The words that a model of ``max_words`` tokens reads, each with the number of its tokens."""
-    whole = encode(text)[1:-1]
-    pieces = [(word, encode(word)[1:-1]) for word in text.split()]
-    if [token for _, tokens in pieces for token in tokens] != whole:
-        # cleaned in a way that needs the whole sentence
-        pieces = [(f"token {place}", [token]) for place, token in enumerate(whole, 1)]
-    words: list[tuple[str, int]] = []
-    room = max_words - 2
-    for word, tokens in pieces:
-        count = min(len(tokens), room)
-        words += [(word, count)] if count else []
-        room -= count
-    return [(START, 1), *words, (END, 1)]
 
 
 def plain_clip(clip: CLIP, image_size: int) -> CLIP:

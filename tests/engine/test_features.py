@@ -12,7 +12,7 @@ import torch
 from engine.checkpoint import save_checkpoint
 from engine.evaluator import FORWARD_SIZE
 from engine.feature_sheet import WIDTH, draw
-from engine.features import END, PLAIN, START, attention_weights, look, recorded
+from engine.features import PLAIN, attention_weights, look, recorded
 from model import Segmenter, build_clip, build_segmenter
 from model.clip import BACKBONES, sizes_of_name
 from model.clip.common import STAGE_ENDS, STEPS, Attention, split_heads, to_tokens
@@ -20,7 +20,7 @@ from model.clip.eva import RotaryAttention
 from model.side.gst import global_prior
 from tools import features as tool
 from utils.config import Config
-from utils.data.tokenizer import tokenize
+from utils.data.tokenizer import END, START, tokenize
 from utils.data.transforms import letterbox_image
 
 CPU = torch.device("cpu")
@@ -229,6 +229,7 @@ def test_the_tool_writes_one_picture(
     wrong = {
         "--text is empty": [*argv, "--text", "  "],
         "no such picture": [*argv, "--text", TEXT, "--image", missing],
+        "no picture, but a folder": [*argv, "--text", TEXT, "--image", str(tmp_path)],
         "no such checkpoint": [*argv, "--text", TEXT, "--checkpoint", missing],
         "should end in .png": [*argv, "--text", TEXT, "--output", "features.jpg"],
         "cannot be written": [*argv, "--text", TEXT, "--output", taken],

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+START, END = "start token", "end token"
+
 
 @cache
 def _tokenizer() -> Any:
@@ -52,6 +54,22 @@ def pad_tokens(rows: Sequence[Sequence[int]], max_words: int) -> Tensor:
         kept = tokens if len(tokens) <= max_words else [*tokens[: max_words - 1], tokens[-1]]
         ids[row, : len(kept)] = torch.tensor(kept)
     return ids
+
+
+def split_words(text: str, max_words: int) -> list[tuple[str, int]]:
+    """The words that a model of ``max_words`` tokens reads, each with the number of its tokens."""
+    whole = encode(text)[1:-1]
+    pieces = [(word, encode(word)[1:-1]) for word in text.split()]
+    if [token for _, tokens in pieces for token in tokens] != whole:
+        # cleaned in a way that needs the whole sentence
+        pieces = [(f"token {place}", [token]) for place, token in enumerate(whole, 1)]
+    words: list[tuple[str, int]] = []
+    room = max_words - 2
+    for word, tokens in pieces:
+        count = min(len(tokens), room)
+        words += [(word, count)] if count else []
+        room -= count
+    return [(START, 1), *words, (END, 1)]
 
 
 def check_max_words(max_words: int) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.data.tokenizer import encode, tokenize
+from utils.data.tokenizer import encode, split_words, tokenize
 
 START, END = 49406, 49407
 
@@ -44,3 +44,10 @@ def test_no_sentences_give_no_rows() -> None:
 def test_too_few_words_are_refused() -> None:
     with pytest.raises(ValueError, match="max_words is 2"):
         tokenize("red star", 2)
+
+
+def test_words_that_are_read_and_their_tokens() -> None:
+    whole = [("start token", 1), ("the", 1), ("xylophonist", 4), ("sits", 1), ("end token", 1)]
+    assert split_words("the xylophonist sits", 17) == whole
+    cut = [("start token", 1), ("the", 1), ("xylophonist", 2), ("end token", 1)]
+    assert split_words("the xylophonist sits", 5) == cut
