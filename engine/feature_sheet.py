@@ -45,7 +45,7 @@ NAMES |= {"prior": PRIOR, "sentence": "The end of the sentence"}
 
 
 class Panel(NamedTuple):
-    """A picture (H, W, 3) and what stands below it."""
+    """A picture (H, W, 3) and what stands below it, in one line or several."""
 
     picture: np.ndarray
     caption: str
@@ -93,18 +93,23 @@ def _feature_maps(sight: Sight) -> np.ndarray:
         for stage, (laid, scale) in enumerate(zip(row, ranges, strict=True)):
             height, width = sight.maps[label][stage].shape[1:]
             caption = (
-                f"stage {stage + 1}, {height} x {width} cells, {label}: mean {laid.mean():.2f}"
+                f"stage {stage + 1}, {label}\n{height} x {width} cells, mean {laid.mean():.2f}"
             )
             panels.append(Panel(_outlined(sight, _heat(laid, *scale)), caption))
-    scales = ", ".join(f"{low:.2f} to {high:.2f}" for low, high in ranges)
+    scales = ", ".join(
+        f"stage {stage} {low:.2f} to {high:.2f}" for stage, (low, high) in enumerate(ranges, 1)
+    )
     note = (
         "mean over channels of the absolute value: how strongly a place answers. All maps of a "
-        "stage share one scale, so that brighter is stronger in any of them; dark to bright: "
+        "stage share one scale, so that brighter is stronger in any of them; from dark to bright: "
         f"{scales}. Red is the outline of the mask"
     )
     if len(rows) > 1:
         panels += _changes(sight, size)
-        note += ". Last row: |b - a| / |a| of the two rows above it, dark 0, bright its highest"
+        note += (
+            ". The last row compares the two above it: |b - a| / |a|, with a and b the channels of "
+            "a cell in the first and in the second of them; dark 0, bright its highest"
+        )
     else:
         note += ". Nothing is attached to the towers, so that there is nothing to compare with"
     return _section("Feature maps of the image tower", note, panels, STAGES)
@@ -116,7 +121,8 @@ def _changes(sight: Sight, size: tuple[int, int]) -> list[Panel]:
     for stage, (x, y) in enumerate(zip(without, changed, strict=True), 1):
         share = (y - x).norm(dim=0) / x.norm(dim=0).clamp(min=TINY)
         laid = _lay(share, sight.letterbox, size)
-        caption = f"stage {stage}, change: {100 * laid.min():.0f} to {100 * laid.max():.0f} %"
+        least, most = 100 * laid.min(), 100 * laid.max()
+        caption = f"stage {stage}, change between the two rows above\n{least:.0f} to {most:.0f} %"
         panels.append(Panel(_outlined(sight, _heat(laid, 0, laid.max())), caption))
     return panels
 
@@ -129,9 +135,9 @@ def _attention(sight: Sight, reader: str) -> np.ndarray:
     for word, values in zip(sight.words, sight.attention[reader], strict=True):
         laid = _lay(values, sight.letterbox, size)
         total += laid.mean()
-        spread = f"{100 * laid.mean():.1f} %, {100 * laid.min():.1f} to {100 * laid.max():.1f}"
+        mean, least, most = 100 * laid.mean(), 100 * laid.min(), 100 * laid.max()
         colours = _over(sight, _heat(laid, 0, laid.max()))
-        panels.append(Panel(colours, f"{word}: {spread}"))
+        panels.append(Panel(colours, f"{word}\n{mean:.1f} %, {least:.1f} to {most:.1f}"))
     note += ". Below each word its mean share and the range; dark is 0, bright its highest"
     if elsewhere and total < 0.995:
         note += f". The rest, {100 * (1 - total):.0f} %, goes to {elsewhere}"
@@ -150,7 +156,8 @@ def _prior(sight: Sight, prior: Tensor) -> np.ndarray:
 
 def _section(title: str, note: str, panels: Sequence[Panel], columns: int) -> np.ndarray:
     """A title, what the panels show, and the panels in rows."""
-    parts = [_text(title, TITLE)]
+    above = np.full((GAP, WIDTH, 3), 255, np.uint8)
+    parts = [above, _text(title, TITLE)]
     if note:
         parts.append(_text(note[0].upper() + note[1:] + ".", TEXT, GREY))
     for start in range(0, len(panels), columns):
@@ -162,8 +169,9 @@ def _row(panels: Sequence[Panel], columns: int) -> np.ndarray:
     width = _column(columns)
     cells = []
     for picture, caption in panels:
-        text = lettering(wrap(caption, width, size=CAPTION), width, size=CAPTION)
-        cells.append(np.concatenate([_fill(picture, len(picture), width), text]))
+        lines = [row for line in caption.splitlines() for row in wrap(line, width, size=CAPTION)]
+        text = lettering(lines, width, size=CAPTION)
+        cells.append(np.concatenate([_fill(picture, len(picture) + GAP // 3, width), text]))
     height = max(len(cell) for cell in cells) + GAP
     row = np.concatenate([_fill(cell, height, width + GAP) for cell in cells], axis=1)
     return _fill(row, height, WIDTH + GAP)[:, :WIDTH]
