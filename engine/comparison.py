@@ -1,7 +1,6 @@
 """Results of several runs side by side: mean and range over seeds, as a table and as a chart."""
 
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 from utils.config import Config
 from utils.logging import write_bytes
 
-from .checkpoint import differences
+from .differences import differences
 from .parameters import count
+from .provenance import DIRTY, describe_code
+from .results import read_results
 
 METRICS = ("oIoU", "mIoU")
 # What may differ between two seeds of a method.
-OF_A_RUN = ("train.seed", "run", "data.root", "data.workers")
-# What makes the results of two methods comparable, and how it is called.
-SAME_FOR_ALL = ("protocol", "data", "train")
+OF_A_RUN = ("train.seed", "run.", "data.root", "data.workers")
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,7 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     """
     runs = []
     for path in paths:
-        try:
-            results = json.loads(path.read_text("utf-8"))
-            config = Config.from_dict(results["config"], source=str(path))
-            _ = results["splits"], results["protocol"], results["data"], results["dirty"]
-        except FileNotFoundError:
-            raise ValueError(f"{path} is missing; name results files that test.py wrote") from None
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is no results file of test.py ({type(error).__name__}: {error})"
-            ) from None
+        results, config = read_results(path)
         runs.append(Run(path, method_of(path), config, results))
     return runs
 
@@ -92,8 +82,8 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
     for name, members in grouped.items():
         first, *others = members
         for position, run in enumerate(others, 1):
-            unequal = differences(shared_by_seeds(first.config), shared_by_seeds(run.config))
-            if unequal:
+            configs = first.config.to_dict(), run.config.to_dict()
+            if unequal := differences(*configs, apart_from=OF_A_RUN):
                 key, (one, other) = next(iter(unequal.items()))
                 raise ValueError(
                     f"{first.path} and {run.path} are both called {name!r}, but {key} is {one!r} "
@@ -105,21 +95,12 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
                         f"{earlier.path} and {run.path}: seed {run.config.train.seed} of {name!r} "
                         "stands twice; leave one out"
                     )
-        sizes = count(first.config)
+        try:
+            sizes = count(first.config)
+        except ValueError as error:
+            raise ValueError(f"{first.path}: {error}") from None
         methods.append(Method(name, sizes["attached"], sizes["trainable"], tuple(members)))
     return methods
-
-
-def shared_by_seeds(config: Config) -> dict[str, Any]:
-    """What all seeds of a method have in common."""
-    values = config.to_dict()
-    for key in OF_A_RUN:
-        *sections, last = key.split(".")
-        section = values
-        for name in sections:
-            section = section[name]
-        del section[last]
-    return values
 
 
 def find_splits(methods: Sequence[Method], wanted: Sequence[str] | None = None) -> list[str]:
@@ -146,26 +127,20 @@ def caveats(methods: Sequence[Method]) -> list[str]:
     first, *others = [run for method in methods for run in method.runs]
     told = []
     for run in others:
-        mine, other = ({key: _of(r, key) for key in SAME_FOR_ALL} for r in (first, run))
+        unequal = differences(_conditions(first), _conditions(run), apart_from=("train.seed",))
         told += [
             f"{key}: {one} in {first.method}, {two} in {run.method}"
-            for key, (one, two) in differences(mine, other).items()
+            for key, (one, two) in unequal.items()
         ]
-    dirty = {run.method for run in (first, *others) if _is_dirty(run.results)}
-    told += [f"{name}: measured with uncommitted changes" for name in sorted(dirty)]
+    dirty = {r.method for r in (first, *others) if DIRTY in describe_code(r.results).values()}
+    told += [f"{name}: measured {DIRTY}" for name in sorted(dirty)]
     return list(dict.fromkeys(told))
 
 
-def _is_dirty(results: Mapping[str, Any]) -> bool:
-    """Whether the code of the training or that of the test stands in no commit."""
-    trained = results.get("checkpoint", {}).get("provenance", {})
-    return bool(results["dirty"] or trained.get("dirty"))
-
-
-def _of(run: Run, key: str) -> Any:
-    if key == "train":
-        return {k: v for k, v in run.config.train.model_dump().items() if k != "seed"}
-    return run.results[key]
+def _conditions(run: Run) -> dict[str, Any]:
+    """What should be the same for all that are compared."""
+    trained = run.config.train.model_dump()
+    return {"protocol": run.results["protocol"], "data": run.results["data"], "train": trained}
 
 
 def to_markdown(methods: Sequence[Method], splits: Sequence[str]) -> str:

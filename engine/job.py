@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.checkpoint import differences
 from engine.comparison import Run, read_runs
+from engine.differences import Differences, differences, list_changes
 from engine.record import RESULTS
 from engine.resume import load_state
 from engine.run import FREE_KEYS, is_finished
 from engine.sweep_config import MethodConfig, SweepConfig, to_overrides
 from model.clip import sha256_of
 from utils.config import Config, load_config
+from utils.data.facts import DATASETS
 
 
 @dataclass(frozen=True)
@@ -81,26 +82,25 @@ class Job:
             return None
         if not unlike:
             return None
-        listed = "; ".join(f"{key} is {ours!r}, was {held!r}" for key, (ours, held) in unlike)
         return (
-            f"{self.folder}: holds a run with another config: {listed}; give the method another "
-            "name or the sweep another folder, or move this one away"
+            f"{self.folder}: holds a run with another config: {list_changes(unlike)}; give the "
+            "method another name or the sweep another folder, or move this one away"
         )
 
-    def _unlike(self, other: Config) -> list[tuple[str, tuple[object, object]]]:
-        """The keys, with both values, that make ``other`` another run."""
-        unequal = differences(self.config.to_dict(), other.to_dict())
-        return [pair for pair in unequal.items() if not pair[0].startswith(FREE_KEYS)]
+    def _unlike(self, other: Config) -> Differences:
+        """What makes ``other`` another run."""
+        return differences(self.config.to_dict(), other.to_dict(), apart_from=FREE_KEYS)
 
 
-def plan(sweep: SweepConfig) -> list[Job]:
-    """All jobs, the first seed of every method before the second of any.
+def plan(sweep: SweepConfig, path: Path) -> list[Job]:
+    """All jobs of the sweep in ``path``, the first seed of every method before the second of any.
 
     Raises:
         ValueError: with a line for every configuration that has mistakes, every name that stands
-            twice and every folder that belongs to another run.
+            twice, every split that a configuration's data lack and every folder that belongs to
+            another run.
     """
-    problems = _repeated(sweep.configs)
+    problems = [f"{path}: {problem}" for problem in _repeated(sweep.configs)]
     jobs = []
     for seed in sweep.seeds:
         for method in sweep.configs:
@@ -110,8 +110,10 @@ def plan(sweep: SweepConfig) -> list[Job]:
             try:
                 config = load_config(method.config, overrides)
             except ValueError as error:
-                problems += str(error).splitlines()
+                lines = str(error).splitlines()
+                problems += [line.replace("--opts ", f"{path}: opts: ", 1) for line in lines]
                 continue
+            problems += [f"{path}: {problem}" for problem in _unknown(sweep.splits, config)]
             record = f"{Path(sweep.folder).name}-{method.label}" if sweep.record else None
             job = Job(method.config, tuple(overrides), tuple(sweep.splits), config, record)
             jobs.append(job)
@@ -119,6 +121,19 @@ def plan(sweep: SweepConfig) -> list[Job]:
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return jobs
+
+
+def _unknown(splits: Sequence[str], config: Config) -> list[str]:
+    """Sentences on ``splits`` that none of the data sets has; one's own may have any."""
+    names = config.data.datasets
+    if not all(name in DATASETS for name in names):
+        return []
+    known = list(dict.fromkeys(split for name in names for split in DATASETS[name].splits))
+    return [
+        f"splits: no split {split!r} in {', '.join(names)}; choose from {', '.join(known)}"
+        for split in splits
+        if split not in known
+    ]
 
 
 def _repeated(methods: Sequence[MethodConfig]) -> list[str]:

@@ -39,6 +39,8 @@ def as_rgb(picture: Picture) -> np.ndarray:
 
 def read_image(path: Path) -> np.ndarray:
     """A picture as (H, W, 3) RGB uint8; ``ValueError`` if it is missing, damaged or no picture."""
+    if path.is_dir():
+        raise ValueError(f"{path}: no picture, but a folder; name one in it")
     if not path.is_file():
         raise ValueError(f"{path}: no such picture")
     try:

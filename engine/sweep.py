@@ -52,8 +52,13 @@ def _gpus() -> list[str]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other sweeps out of ``folder``, which is made; ``ValueError`` if one is at work."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Keep other sweeps out of ``folder``, which is made; ``ValueError`` if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"folder: {folder} cannot be made ({error.strerror}); give the sweep another"
+        ) from None
     with (folder / "sweep.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,8 +8,9 @@ from statistics import fmean
 
 from engine.comparison import METRICS, Run, mean_and_range, read_runs
 from engine.parameters import count
+from engine.provenance import describe_code
 from engine.published import Row, Table
-from engine.record import changes_of, describe_code
+from engine.record import changes_of
 from utils.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,12 +53,20 @@ class Training:
 
     def marks(self) -> list[str]:
         """Sentences on what a reader must know."""
-        told = [sentence for run in self.runs for sentence in describe_code(run.results)]
-        return [*self.changes, *dict.fromkeys(told)]
+        told = [item for run in self.runs for item in describe_code(run.results).items()]
+        return [*self.changes, *map(" ".join, dict.fromkeys(told))]
 
 
 def read_records(folder: Path) -> list[Run]:
-    """All records of ``folder``; none if there is no such folder."""
+    """All records of ``folder``.
+
+    Raises:
+        ValueError: if there is no such folder, or a file in it is no record.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"--results {folder} is no folder; name one that test.py --record wrote to"
+        )
     return read_runs(sorted(folder.glob("*-seed*.json")))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-EXAMPLE = """example:
+EXAMPLE = """examples:
   python tools/compare.py runs/*/test/results.json
   python tools/compare.py docs/demo-study/*_vit-seed*.json --splits val testA --chart vit.png"""
 FORMS = (".png", ".svg", ".pdf")
@@ -37,8 +37,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        if arguments.chart is not None and arguments.chart.suffix not in FORMS:
-            raise ValueError(f"--chart {arguments.chart} should end in one of {', '.join(FORMS)}")
+        from utils.logging import check_output
+
+        if arguments.chart is not None:
+            check_output("--chart", arguments.chart, FORMS)
         from engine.comparison import (
             caveats,
             draw_chart,

@@ -1,8 +1,4 @@
-"""Count what trains and what is frozen in the model of a configuration; needs no weights.
-
-python tools/parameters.py --config config/etris_rn101.yaml
-python tools/parameters.py --config config/etris_vitb16.yaml --json
-"""
+"""Count what trains and what is frozen in the model of a configuration; needs no weights."""
 
 import argparse
 import json
@@ -13,13 +9,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+EXAMPLE = """examples:
+  python tools/parameters.py --config config/etris_rn101.yaml
+  python tools/parameters.py --config config/etris_vitb16.yaml --json
+  python tools/parameters.py --config config/etris_vitb16.yaml --opts model.bridges.0.dim=64"""
+
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="a YAML file of config/")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY=VALUE", help="overrides")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="key=value", help="keys that go over the file's"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args(argv)
 

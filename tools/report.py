@@ -56,11 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         from engine.report.page import make_page
         from engine.report.runs import read_runs
         from utils.distributed import start_processes
-        from utils.logging import write_text
+        from utils.logging import check_output, write_text
 
         runs = read_runs(folders, arguments.root)
-        if not output.parent.is_dir():
-            raise ValueError(f"{output.parent}, the folder of --output, is not there; make it")
+        check_output("--output", output, (".html",))
         with start_processes() as processes:
             page = make_page(runs, num_cases=arguments.gallery, device=processes.device)
         write_text(output, page)

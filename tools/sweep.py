@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         from engine.sweep_config import load_sweep
 
         sweep = load_sweep(spec)
-        jobs = plan(sweep)
+        jobs = plan(sweep, spec)
         if arguments.dry_run:
             print(describe(jobs))
             return 0

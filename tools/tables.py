@@ -40,8 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from engine.published import read_tables
         from engine.tables import read_records, write_page
-        from utils.logging import write_text
+        from utils.logging import check_output, write_text
 
+        if arguments.write is not None:
+            check_output("--write", arguments.write)
         tables = read_tables()
         for name in arguments.table:
             if name not in tables:

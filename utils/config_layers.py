@@ -64,6 +64,8 @@ def explain(
             section = ".".join(place[:-1]) or "top level"
             hint = _nearest_key(place, schema)
             yield f"{source}: {section}: no key {place[-1]!r} (value {value!r}); {hint}"
+        elif mistake["type"] == "missing":
+            yield f"{source}: {where}: is missing"
         elif mistake["type"] == "literal_error":
             choices = mistake["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
             near = get_close_matches(str(value), choices, n=1)
@@ -103,7 +105,9 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
         return {}, [f"{path}: cannot be read ({error.strerror}){hint}"]
-    except ValueError as error:  # of UTF-8 or of YAML
+    except UnicodeDecodeError:
+        return {}, [f"{path}: is no text in UTF-8; name a YAML file"]
+    except ValueError as error:
         return {}, [f"{path}: {line}" for line in str(error).splitlines()]
     if tree is None:
         return {}, []

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from engine.checkpoint import differences
+from engine.differences import differences
 from model.clip import sha256_of
 from utils.data.dataset import ReferDataset
 

@@ -1,11 +1,12 @@
 """What a report reads of a run: its folder as it stands, whether training has ended or not."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.metrics import Record, metrics_from_records
+from engine.results import read_results
 from utils.config import Config, load_config
 from utils.logging import read_json_lines
 
@@ -73,11 +74,13 @@ def _read(folder: Path, name: str, root: Path | None) -> Run:
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} has no config.yaml; name a folder that train.py wrote")
     config = load_config(folder / "config.yaml")
-    rows = folder / "metrics.jsonl"
-    results, records, notes = _read_test(folder / "test")
-    if results is not None:
-        source = str(folder / "test" / "results.json")
-        config = Config.from_dict(results["config"], source=source)
+    rows, path = folder / "metrics.jsonl", folder / "test" / "results.json"
+    results: dict[str, Any] | None = None
+    records: dict[str, list[Record]] = {}
+    notes = [f"No test results yet: {path} is not there."]
+    if path.exists():
+        results, config = read_results(path)
+        records, notes = _read_records(path, results["splits"])
     if root is not None:
         values = config.to_dict()
         values["data"]["root"] = str(root)
@@ -93,30 +96,25 @@ def _read(folder: Path, name: str, root: Path | None) -> Run:
     )
 
 
-def _read_test(
-    folder: Path,
-) -> tuple[dict[str, Any] | None, dict[str, list[Record]], list[str]]:
-    """The results, the rows of each split that belong to them, and what is missing."""
-    path = folder / "results.json"
-    if not path.exists():
-        return None, {}, [f"No test results yet: {path} is not there."]
-    try:
-        results = json.loads(path.read_text("utf-8"))
-        splits, _ = results["splits"], results["config"]
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is no results file ({type(error).__name__}: {error}); run test.py again"
-        ) from None
+def _read_records(
+    path: Path, splits: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, list[Record]], list[str]]:
+    """The sentences of each split, from the files beside ``path``, and notes on what is missing."""
     records, notes = {}, []
     for label, scores in splits.items():
-        rows = folder / f"{label.replace('/', '-')}.jsonl"
+        rows = path.with_name(f"{label.replace('/', '-')}.jsonl")
         if not rows.exists():
             notes.append(f"{label}: {rows} is not there, so only its scores are shown.")
             continue
-        found = [Record(**row) for row in read_json_lines(rows)]
+        try:
+            found = [Record(**row) for row in read_json_lines(rows)]
+        except TypeError as error:
+            raise ValueError(
+                f"{rows} has other rows than test.py's ({error}); run it again"
+            ) from None
         sums = metrics_from_records(found)
-        if (sums.intersection, sums.union) != (scores["intersection"], scores["union"]):
+        if (sums.intersection, sums.union) != (scores.get("intersection"), scores.get("union")):
             notes.append(f"{label}: {rows} is of another test than {path}; run test.py again.")
             continue
         records[label] = found
-    return results, records, notes
+    return records, notes

@@ -118,6 +118,34 @@ def test_other_files_are_named(capsys, tmp_path: Path, content: str):
     assert "gone.json is missing" in refused(capsys, tmp_path / "gone.json")
 
 
+def test_what_a_results_file_lacks_is_named(capsys, write: Write):
+    path = write("a-seed0.json", 1.0)
+    assert f"{path.parent} cannot be read (Is a directory); name" in refused(capsys, path.parent)
+    values = json.loads(path.read_text())
+    wrong = {
+        "splits.val.oIoU: Field required": {"splits": {"val": {"mIoU": 1}}},
+        "splits: Input should be a valid dictionary": {"splits": 3},
+        "protocol: Input should be a valid dictionary": {"protocol": 3},
+        "checkpoint: Input should be a valid dictionary": {"checkpoint": None},
+    }
+    for reason, changes in wrong.items():
+        path.write_text(json.dumps(values | changes))
+        assert f"{path} is no results file of test.py ({reason}" in refused(capsys, path)
+    path.write_text(json.dumps(values | {"config": {"model": {"backbone": {"name": "RN5"}}}}))
+    assert f"{path}: model.backbone.name: no backbone 'RN5'" in refused(capsys, path)
+
+
+def test_a_chart_that_cannot_be_written_is_refused_first(capsys, write: Write, tmp_path: Path):
+    path = write("a-seed0.json", 1.0)
+    assert "x.jpg should end in one of .png, .svg, .pdf" in refused(
+        capsys, path, "--chart", "x.jpg"
+    )
+    gone = tmp_path / "gone" / "x.png"
+    assert f"{gone.parent}, the folder of --chart, is not" in refused(capsys, path, "--chart", gone)
+    (tmp_path / "x.png").mkdir()
+    assert "x.png is a folder" in refused(capsys, path, "--chart", tmp_path / "x.png")
+
+
 def test_chart(capsys, write: Write, tmp_path: Path):
     paths = [write(f"b-seed{i}.json", score) for i, score in enumerate((70.0, 71.0))]
     rows(capsys, *paths, "--chart", tmp_path / "chart.png")

@@ -86,7 +86,9 @@ def add_results(folder: Path, config: Config, ious: Sequence[float], sentence: s
         (folder / "test" / f"{split}.jsonl").write_text(rows)
     results = {
         "splits": splits,
+        "protocol": {},
         "data": {"fingerprint": next(iter(sets.values())).fingerprint},
+        "dirty": False,
         "checkpoint": {"sha256": sha256_of(folder / "best.safetensors")},
         "config": config.to_dict(),
     }
@@ -204,7 +206,26 @@ def test_mistakes(run: Run, capsys: pytest.CaptureFixture, tmp_path: Path):
     results.write_text(json.dumps(values | {"data": {"fingerprint": "f"}}))
     assert "are of different data" in refused(capsys, folder, other)
     results.write_text("{}")
-    assert "is no results file (KeyError" in refused(capsys, other)
+    assert f"{results} is no results file of test.py (" in refused(capsys, other)
+
+
+def test_files_that_cannot_be_read_or_written_are_named(
+    run: Run, capsys: pytest.CaptureFixture, tmp_path: Path
+):
+    folder = run("tiny", ious=(0.4,))
+    before = sorted(folder.rglob("*"))
+    assert "x.pdf should end in .html" in refused(capsys, folder, "--output", tmp_path / "x.pdf")
+    taken = tmp_path / "x.html"
+    taken.mkdir()
+    assert f"--output {taken} is a folder" in refused(capsys, folder, "--output", taken)
+    rows = folder / "test" / "val.jsonl"
+    rows.write_text('{"index": 1}\n')
+    assert f"{rows} has other rows than test.py's (" in refused(capsys, folder)
+    log = folder / "metrics.jsonl"
+    log.write_text("{}\nstep 10\n")
+    rows.unlink()
+    assert f"{log}: line 2 is no JSON object: 'step 10'" in refused(capsys, folder)
+    assert sorted({*folder.rglob("*"), rows}) == before
 
 
 def test_the_gallery_filters_in_a_browser(run: Run, tmp_path: Path):

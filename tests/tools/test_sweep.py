@@ -251,6 +251,7 @@ def test_without_any_result_there_is_no_table(scripts, go, project, capsys) -> N
     [
         ({"sedes": [0]}, "mine.yaml: top level: no key 'sedes' (value [0]); did you mean 'seeds'?"),
         ({"configs": [{"config": "frozen.yaml", "nmae": "x"}]}, "did you mean 'name'?"),
+        ({"configs": [{"name": "x"}]}, "configs.0: {'name': 'x'}: its keys: config: is missing"),
         ({"configs": [3]}, "configs.0: 3: should be a path or {config: PATH, name: NAME,"),
         ({"configs": []}, "mine.yaml: configs: []: should list at least one"),
         ({"configs": ["forzen.yaml"]}, "cannot be read (No such file or directory); did you mean"),
@@ -259,7 +260,15 @@ def test_without_any_result_there_is_no_table(scripts, go, project, capsys) -> N
         ({"folder": "runs/a b"}, "should be of letters, digits, '_', '.', '+' and '-'"),
         ({"seeds": [0, 0]}, "seeds: [0, 0]: 0 stands twice"),
         ({"splits": []}, "splits: []: should list at least one"),
-        ({"opts": {"train.max_step": 3}}, "train: no key 'max_step' (value 3); did you mean"),
+        (
+            {"opts": {"train.max_step": 3}},
+            "mine.yaml: opts: train.max_step=3: train: no key 'max_step' (value 3); did you mean",
+        ),
+        (
+            {"splits": ["vall"]},
+            "mine.yaml: splits: no split 'vall' in demo; choose from train, val",
+        ),
+        ({"folder": "etris.yaml"}, "folder: etris.yaml cannot be made (File exists); give the"),
         ({"opts": {"train.seed": 3}}, "train.seed is the sweep's own: 'seeds' lists the seeds"),
         ({"parallel": 0}, "parallel: 0: should be 'auto' or how many run at a time"),
     ],

@@ -225,6 +225,11 @@ def test_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) 
     (tmp_path / "x-seed0.json").write_text("{}")
     assert tables.main(["--results", str(tmp_path), "--table", "etris-6"]) == 2
     assert "x-seed0.json is no results file" in capsys.readouterr().err
+    assert tables.main(["--results", str(tmp_path / "gone"), "--table", "etris-6"]) == 2
+    assert f"--results {tmp_path / 'gone'} is no folder; name one" in capsys.readouterr().err
+    assert tables.main(["--write", str(tmp_path / "gone" / "x.md"), "--table", "etris-6"]) == 2
+    out, error = capsys.readouterr()
+    assert not out and "the folder of --write, is not there; make it" in error
 
 
 def test_a_row_that_does_not_fit_is_named(tmp_path: Path) -> None:

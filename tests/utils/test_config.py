@@ -284,7 +284,8 @@ def test_missing_or_unreadable_file(tmp_path: Path) -> None:
     assert "cannot be read (No such file or directory)" in mistakes(tmp_path / "absent.yaml")[0]
     assert "cannot be read (Is a directory)" in mistakes(tmp_path)[0]
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "binary.yaml" in mistakes(tmp_path / "binary.yaml")[0]
+    binary = mistakes(tmp_path / "binary.yaml")[0]
+    assert "binary.yaml: is no text in UTF-8; name a YAML file" in binary
 
 
 def test_test_split_by_explicit_flag(tmp_path: Path) -> None:

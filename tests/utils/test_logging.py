@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from utils.logging import MetricsLog, progress_bar, read_json_lines, start_logging, write_text
+from utils.logging import (
+    MetricsLog,
+    check_output,
+    progress_bar,
+    read_json_lines,
+    start_logging,
+    write_text,
+)
 
 
 def open_log(
@@ -82,3 +89,27 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_text(path, json.dumps("new") + "\udcff")
     assert path.read_text() == "old"
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    taken = tmp_path / "taken.png"
+    taken.mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_text(taken, "text")
+    assert list(tmp_path.iterdir()) == [taken]
+
+
+def test_an_output_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "page.md"
+    check_output("--write", path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match=r"page.md: its folder cannot be written to; name another"):
+        check_output("--write", path)
+    assert not path.exists()
+
+
+def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1}\n[2]\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl: line 2 is no JSON object: '\[2\]'; take it"):
+        read_json_lines(path)
