@@ -142,9 +142,7 @@ class CLIP(nn.Module):
         return self.text.head(hidden, ids)[1]
 
 
-def make_image_tower(
-    sizes: Sizes, grid: int, norm: Norm
-) -> VisionTransformer | RotaryTransformer | ModifiedResNet:
+def make_image_tower(sizes: Sizes, grid: int, norm: Norm) -> VisionTransformer | ModifiedResNet:
     """The tower of the kind that ``sizes`` names, its positions made for ``grid`` cells a side."""
     if not sizes.is_vit:
         return ModifiedResNet(

@@ -7,16 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import (
-    STAGE_ENDS,
-    Hidden,
-    PreNorm,
-    attend,
-    blocks_of_step,
-    split_heads,
-    to_map,
-    to_tokens,
-)
+from .common import PreNorm, attend, split_heads
+from .vit import VisionTransformer
 
 EPSILON = 1e-6  # of every LayerNorm here
 ROTARY_GRID = 16  # cells per side that every grid is laid over: 224 pixels in patches of 14
@@ -75,82 +67,41 @@ class RotaryBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
+        keep: Tensor | None = None,
+        memory: Tensor | None = None,
+        *,
         cosine: Tensor,
         sine: Tensor,
-        keep: Tensor | None,
-        memory: Tensor | None = None,
     ) -> Tensor:
         return self.mlp(self.attention(x, memory, cosine=cosine, sine=sine, keep=keep))
 
 
-class RotaryTransformer(nn.Module):
-    """Image tower of EVA-02 kind: class token and patches through blocks with rotary positions.
+class RotaryTransformer(VisionTransformer):
+    """Image tower of EVA-02 kind: that of a ViT with rotary positions in every block.
 
     Only the image's own patches are turned, by their place in the grid.  The class token and
     whatever a bridge inserts beside it are not, however many there are.
-
-    Args:
-        patch: side of a patch in pixels.
-        grid: patches per side that the positions are made for.
-        embed_dim: width of CLIP's joint space.
-
-    Attributes: as of :class:`model.clip.vit.VisionTransformer`.
     """
 
-    last_width = None
     cosine: Tensor  # (grid grid, width / heads / 2)
     sine: Tensor
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
-        patch: int,
-        grid: int,
-        embed_dim: int,
-    ):
-        super().__init__()
-        self.embed_dim = embed_dim
-        self.widths, self.strides = (width,) * len(STAGE_ENDS), (patch,) * len(STAGE_ENDS)
-        self.patch_embed = nn.Conv2d(3, width, patch, patch)
-        self.class_token = nn.Parameter(0.02 * torch.randn(width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1 + grid**2, width))
-        self.blocks = nn.ModuleList(RotaryBlock(width, heads, mlp_width) for _ in range(depth))
-        self.norm_post, self.proj = nn.LayerNorm(width, eps=EPSILON), nn.Linear(width, embed_dim)
+    def __init__(self, *, width: int, heads: int, grid: int, **sizes: int):
+        super().__init__(
+            width=width, heads=heads, grid=grid, make_block=RotaryBlock, bias=True, **sizes
+        )
+        self.norm_pre, self.norm_post = nn.Identity(), nn.LayerNorm(width, eps=EPSILON)
         angle = angles(grid, width // heads)
         self.register_buffer("cosine", angle.cos(), persistent=False)
         self.register_buffer("sine", angle.sin(), persistent=False)
 
-    def embed(self, image: Tensor) -> Hidden:
-        """Normalised image ``(B, 3, S, S)`` -> patches before the first block."""
-        x = self.patch_embed(image)  # (B, C, H, W)
-        class_token = self.class_token.to(x.dtype).expand(len(x), 1, -1)
-        tokens = torch.cat([class_token, to_tokens(x)], dim=1) + self.positions  # (B, 1 + HW, C)
-        return Hidden(to_map(tokens[:, 1:], x.shape[2:]), tokens[:, :1])
-
-    def run(self, step: int, hidden: Hidden) -> Hidden:
-        prefix = hidden.prefix
-        assert prefix is not None
-        size = prefix.shape[1]
-        tokens = torch.cat([prefix, to_tokens(hidden.x)], dim=1)  # (B, P + HW, C)
-        in_front = (0, 0, size, 0)  # an angle of 0 turns nothing
-        cosine, sine = F.pad(self.cosine, in_front, value=1.0), F.pad(self.sine, in_front)
-        for block in blocks_of_step(self.blocks, step):
-            tokens = block(tokens, cosine, sine, hidden.keep, hidden.memory)
-        prefix, patches = tokens.split([size, tokens.shape[1] - size], dim=1)
-        return hidden._replace(x=to_map(patches, hidden.x.shape[2:]), prefix=prefix)
-
-    def head(self, hidden: Hidden) -> Tensor:
-        """Every patch in the joint space: ``(B, embed_dim, H, W)``."""
-        return to_map(self.proj(self.norm_post(to_tokens(hidden.x))), hidden.x.shape[2:])
-
-    def pool(self, hidden: Hidden) -> Tensor:
-        """CLIP's own image embedding, from the class token: ``(B, embed_dim)``."""
-        assert hidden.prefix is not None
-        return self.proj(self.norm_post(hidden.prefix[:, 0]))
+    def block_options(self, num_prefix: int) -> dict[str, Tensor]:
+        """By how much each token is turned."""
+        in_front = (0, 0, num_prefix, 0)  # an angle of 0 turns nothing
+        return {
+            "cosine": F.pad(self.cosine, in_front, value=1.0),
+            "sine": F.pad(self.sine, in_front),
+        }
 
 
 def angles(grid: int, width: int) -> Tensor:
