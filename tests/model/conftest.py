@@ -8,6 +8,7 @@ import torch
 
 from model import Segmenter, build_segmenter
 from model.clip import BACKBONES, sizes_of_name
+from utils.config import Config
 
 IMAGE_SIZE, MAX_WORDS = 64, 9
 TINY_VIT = replace(sizes_of_name("demo-vit"), patch=16, grid=4, mlp_width=64, text_mlp_width=64)
@@ -21,17 +22,27 @@ TINIES = {
 
 
 @pytest.fixture
+def make_config(tiny_config: Callable) -> Callable[[str, dict], Config]:
+    """``make_config("tiny-eva", {...})``: a configuration on the tiny CLIP of that name."""
+    return lambda name, options: tiny_config(
+        "vit", {"backbone": {"name": name, "weights": None}} | options
+    )
+
+
+@pytest.fixture
 def make_model(
-    monkeypatch: pytest.MonkeyPatch, tiny_config: Callable
+    monkeypatch: pytest.MonkeyPatch, make_config: Callable
 ) -> Callable[[str, dict], Segmenter]:
     """``make_model("tiny-eva", {...})``: the model of these options, on the same random CLIP."""
 
     def make(name: str, options: dict) -> Segmenter:
         monkeypatch.setitem(BACKBONES, name, TINIES[name])
-        config = tiny_config("vit", {"backbone": {"name": name, "weights": None}} | options)
         torch.manual_seed(0)
         return build_segmenter(
-            config.model, image_size=IMAGE_SIZE, max_words=MAX_WORDS, load_weights=False
+            make_config(name, options).model,
+            image_size=IMAGE_SIZE,
+            max_words=MAX_WORDS,
+            load_weights=False,
         )
 
     return make

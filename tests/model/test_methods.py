@@ -1,12 +1,17 @@
 """Laws of every method in a whole model, alone, together and with what else there is."""
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model import Segmenter, build_segmenter
 from model.adapters import ADAPTERS
@@ -17,6 +22,7 @@ from model.side import SIDES
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("train_methods.py")
 
 ADAPTER, COMPACTER, CONV, LORA, SNF = (
     {"name": name} for name in ("adapter", "compacter", "conv_adapter", "lora", "snf")
@@ -32,14 +38,18 @@ ALL = ("tiny-resnet", *VITS)
 # What is attached, and the kinds of image tower on which it is tried.
 METHODS: dict[str, tuple[dict, tuple[str, ...]]] = {
     "adapter": ({"adapters": [ADAPTER]}, ALL),
-    "adapter as in etris": ({"adapters": [ADAPTER | {"halves": "mlp", "first_block": 3}]}, ALL[:2]),
+    "adapter as in etris": ({"adapters": [ADAPTER | {"halves": "mlp", "first_block": 3}]}, ALL),
     "compacter": ({"adapters": [COMPACTER]}, ALL),
     "conv_adapter": ({"adapters": [CONV]}, ALL),
     "lora": ({"adapters": [LORA]}, ALL),
     "snf": ({"adapters": [SNF]}, VITS),
     "snf in text": ({"adapters": [SNF_IN_TEXT]}, ("tiny-resnet",)),
-    "bridger": ({"bridges": [BRIDGER]}, ALL[:2]),
-    "coop": ({"bridges": [COOP]}, ALL[:2]),
+    "bridger": ({"bridges": [BRIDGER]}, ALL),
+    "bridger, interpolate": ({"bridges": [BRIDGER | {"zoom": "interpolate"}]}, ALL[:2]),
+    "bridger, linear": ({"bridges": [BRIDGER | {"zoom": "linear"}]}, ALL[:2]),
+    "bridger, mlp": ({"bridges": [BRIDGER | {"zoom": "mlp"}]}, ALL[:2]),
+    "coop": ({"bridges": [COOP]}, ALL),
+    "gst": ({"side": GST}, VITS),
     "image reads": ({"bridges": [INTERTWINE | {"directions": "image"}]}, VITS),
     "text reads once": (
         {"bridges": [INTERTWINE | {"directions": "text", "refresh": "once"}]},
@@ -48,11 +58,8 @@ METHODS: dict[str, tuple[dict, tuple[str, ...]]] = {
     "no global": ({"adapters": [SNF], "bridges": [INTERTWINE]}, VITS),
     "barleria": ({"adapters": [SNF], "bridges": [INTERTWINE], "side": GST}, VITS),
     "once": ({"adapters": [SNF], "bridges": [INTERTWINE | {"refresh": "once"}]}, VITS),
-    "lora and bridger": ({"adapters": [LORA], "bridges": [BRIDGER]}, ALL[:2]),
-    "snf and bridger": (
-        {"adapters": [SNF | {"towers": "image"}], "bridges": [BRIDGER]},
-        ("tiny-vit",),
-    ),
+    "lora and bridger": ({"adapters": [LORA], "bridges": [BRIDGER]}, ALL),
+    "snf and bridger": ({"adapters": [SNF | {"towers": "image"}], "bridges": [BRIDGER]}, VITS),
     "all in a resnet": (
         {
             "adapters": [ADAPTER_IN_IMAGE, COMPACTER, CONV, LORA, SNF_IN_TEXT],
@@ -64,12 +71,22 @@ METHODS: dict[str, tuple[dict, tuple[str, ...]]] = {
         {"adapters": [COMPACTER, LORA, SNF], "bridges": [BRIDGER, INTERTWINE, COOP], "side": GST},
         VITS,
     ),
-    "all, the other way round": (
-        {"adapters": [LORA, SNF, ADAPTER], "bridges": [INTERTWINE, BRIDGER]},
-        ("tiny-vit",),
+    "all others in a vit": (
+        {
+            "adapters": [LORA, CONV, ADAPTER],
+            "bridges": [INTERTWINE | {"refresh": "once"}, BRIDGER | {"zoom": "linear"}],
+        },
+        VITS,
     ),
 }
 CASES = [(name, kind) for name, (_, kinds) in METHODS.items() for kind in kinds]
+START_NEAR = ("adapter", "adapter as in etris", "compacter", "conv_adapter", "snf", "snf in text")
+# Every method, as many at a time as there is room for: for the laws that take seconds.
+TOGETHER = [
+    ("all in a resnet", "tiny-resnet"),
+    ("all in a vit", "tiny-vit"),
+    ("all others in a vit", "tiny-eva"),
+]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}, {case[1]}")
@@ -81,12 +98,25 @@ def make(request: pytest.FixtureRequest, make_model: Callable) -> Callable[..., 
     )
 
 
-def step(segmenter: Segmenter, batch: tuple[Tensor, ...]) -> set[str]:
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This process as the only one of a group, which is all that DDP needs."""
+    meeting = tmp_path_factory.mktemp("group") / "meeting"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def step(
+    segmenter: Segmenter, batch: tuple[Tensor, ...], parallel: nn.Module | None = None
+) -> set[str]:
     """One update; the names of the parameters that train and had no gradient."""
     image, ids, mask = batch
     optimizer = torch.optim.SGD(segmenter.parameter_groups(lr=0.1, encoder_lr_scale=1.0))
     optimizer.zero_grad()
-    logits, _ = segmenter(image, ids)
+    logits, _ = (parallel or segmenter)(image, ids)
     text_to_pixel_loss(logits, mask).backward()
     optimizer.step()
     trains = {n: p.grad for n, p in segmenter.named_parameters() if p.requires_grad}
@@ -99,13 +129,21 @@ def features(segmenter: Segmenter, batch: tuple[Tensor, ...]) -> Features:
         return segmenter.eval().encoder(segmenter.encoder.clip.normalize(image), ids)
 
 
+def names_in(cases: list[tuple[str, str]], kinds: tuple[str, ...]) -> set[str]:
+    """What is attached to these kinds of towers in these cases."""
+    parts: list[dict] = []
+    for options in (METHODS[name][0] for name, kind in cases if kind in kinds):
+        parts += options.get("adapters", []) + options.get("bridges", [])
+        parts += [options["side"]] if "side" in options else []
+    return {part["name"] for part in parts}
+
+
 def test_every_method_is_here() -> None:
-    attached = [options for options, _ in METHODS.values()]
-    names = {
-        part["name"] for o in attached for part in o.get("adapters", []) + o.get("bridges", [])
-    }
-    names |= {options["side"]["name"] for options in attached if "side" in options}
-    assert names == {*ADAPTERS, *BRIDGES, *SIDES}
+    methods = {*ADAPTERS, *BRIDGES, *SIDES}
+    assert all(names_in(CASES, (kind,)) == methods for kind in VITS)
+    assert names_in(TOGETHER, VITS) == methods
+    for cases in (CASES, TOGETHER):
+        assert names_in(cases, ("tiny-resnet",)) == methods - {"intertwine", "gst"}
 
 
 def test_only_adds_state(make: Callable) -> None:
@@ -121,10 +159,12 @@ def test_only_adds_state(make: Callable) -> None:
     assert loaded.unexpected_keys == []
 
 
-def test_steps_change_what_trains_alone(make: Callable, batch: tuple) -> None:
+def test_steps_change_what_trains_alone(make: Callable, batch: tuple, process_group: None) -> None:
+    """Under DDP, which refuses in a second step what had no gradient in the first."""
     segmenter = make().train()
+    parallel = DistributedDataParallel(segmenter)
     before = {key: value.clone() for key, value in segmenter.state_dict().items()}
-    without = step(segmenter, batch)
+    without = step(segmenter, batch, parallel)
     changed = {k for k, value in segmenter.state_dict().items() if not value.equal(before[k])}
     assert changed <= segmenter.trainable_state().keys()
     # LoRA's A is multiplied by B, which is zero before the first step
@@ -134,7 +174,7 @@ def test_steps_change_what_trains_alone(make: Callable, batch: tuple) -> None:
         if name.startswith("encoder.clip.") and name.endswith("_proj.down")
     }
     # a key's bias adds the same to every score of a query, which a softmax doesn't see
-    assert all(name.endswith("k_proj.bias") for name in step(segmenter, batch))
+    assert all(name.endswith("k_proj.bias") for name in step(segmenter, batch, parallel))
 
 
 def test_state_goes_round(make: Callable, batch: tuple) -> None:
@@ -161,15 +201,44 @@ def test_a_mask_depends_neither_on_its_batch_mates_nor_much_on_precision(
     assert (together - rounded).norm() < 0.1 * together.norm()
 
 
-@pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("adapter", [ADAPTER, COMPACTER, CONV], ids=lambda a: a["name"])
-def test_starts_near_its_clip(adapter: dict, kind: str, make_model: Callable, batch: tuple) -> None:
+@pytest.mark.parametrize(("name", "kind"), TOGETHER)
+def test_one_graph_with_its_gradients(
+    name: str, kind: str, make_model: Callable, batch: tuple
+) -> None:
+    image, ids, mask = batch
+    outcomes = []
+    for compiles in (False, True):
+        segmenter = make_model(kind, {"bridges": []} | METHODS[name][0]).train()
+        run = torch.compile(segmenter, fullgraph=True, backend="eager") if compiles else segmenter
+        logits, _ = run(image, ids)
+        text_to_pixel_loss(logits, mask).backward()
+        trains = {n: p.grad for n, p in segmenter.named_parameters() if p.requires_grad}
+        outcomes.append((logits, trains))
+    torch.testing.assert_close(*outcomes)
+
+
+def test_two_processes_end_with_the_same_weights(make_config: Callable, tmp_path: Path) -> None:
+    """Two steps under DDP, from other weights and on other images."""
+    models = {
+        ", ".join(case): make_config(case[1], {"bridges": []} | METHODS[case[0]][0]).to_dict()
+        for case in TOGETHER
+    }
+    (tmp_path / "models.json").write_text(json.dumps(models))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", SCRIPT, tmp_path / "models.json", tmp_path]
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    first, second = (json.loads((tmp_path / f"digests{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first.keys() == models.keys()
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case[0] in START_NEAR])
+def test_starts_near_its_clip(name: str, kind: str, make_model: Callable, batch: tuple) -> None:
     """Adapters are drawn close to zero, and the norms that they train have not moved."""
-    options = {"bridges": []}
-    before = features(make_model(kind, options), batch)
-    after = features(make_model(kind, options | {"adapters": [adapter]}), batch)
-    pairs = zip([*before.maps, *before[1:4]], [*after.maps, *after[1:4]], strict=True)
+    before = features(make_model(kind, {"bridges": []}), batch)
+    after = features(make_model(kind, {"bridges": []} | METHODS[name][0]), batch)
+    pairs = list(zip([*before.maps, *before[1:4]], [*after.maps, *after[1:4]], strict=True))
     assert all((x - y).norm() < 0.05 * x.norm() for x, y in pairs)
+    assert not all(torch.equal(x, y) for x, y in pairs)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -180,24 +249,6 @@ def test_lora_starts_as_its_clip(kind: str, make_model: Callable, batch: tuple) 
         for adapters in ([], [LORA])
     )
     assert torch.equal(before.joint, after.joint) and torch.equal(before.words, after.words)
-
-
-@pytest.mark.parametrize(
-    ("kind", "adapters", "message"),
-    [
-        ("tiny-resnet", [ADAPTER, COMPACTER], r"Compacter and Adapter both want the 'after' slot"),
-        ("tiny-vit", [COMPACTER, ADAPTER], r"Adapter and Compacter both want the 'after' slot"),
-        ("tiny-vit", [SNF, CONV], r"ConvAdapter and Flow both want the 'shortcut' slot"),
-        ("tiny-resnet", [LORA, LORA], r"LoRA and LoRA both want the place of 'q_proj'"),
-        ("tiny-eva", [LORA, LORA], r"LoRA and LoRA both .* in the same RotaryAttention; drop one"),
-        ("tiny-resnet", [CONV, CONV], r"ConvBesideConv and .* 'conv2' in the same Bottleneck"),
-    ],
-)
-def test_two_adapters_in_one_place_are_refused(
-    kind: str, adapters: list[dict], message: str, make_model: Callable
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_model(kind, {"bridges": [], "adapters": adapters})
 
 
 @pytest.mark.parametrize("tower", ["", "_vit"], ids=["resnet", "vit"])

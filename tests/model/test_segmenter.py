@@ -91,14 +91,6 @@ def list_stages(segmenter) -> list[int]:
     return [ends[step] for step in bridges[0].positions] if len(bridges) else [0]
 
 
-def test_one_graph(kind, tiny_segmenter, batch):
-    image, ids, _ = batch
-    segmenter = tiny_segmenter(kind).eval()
-    compiled = torch.compile(segmenter, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(image, ids)[0], segmenter(image, ids)[0])
-
-
 def test_a_mask_does_not_depend_on_its_batch_mates(segmenter, batch):
     image, ids, _ = batch
     segmenter.eval()

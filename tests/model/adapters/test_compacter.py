@@ -31,12 +31,6 @@ def test_a_layer_is_a_sum_of_kronecker_products(divisions: int, rank: int) -> No
     torch.testing.assert_close(layer(x), x @ weight.T + layer.bias)
 
 
-def test_one_graph() -> None:
-    layer, x = random_layer(4, 1), torch.randn(2, 5, 24, dtype=torch.float64)
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), layer(x))
-
-
 def test_a_map_is_adapted_cell_by_cell() -> None:
     torch.manual_seed(0)
     adapter, x = MapCompacter(16, 4, SlowWeights(4), 1), torch.randn(2, 16, 3, 5)

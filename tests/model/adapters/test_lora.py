@@ -35,12 +35,6 @@ def test_the_plain_weights_are_shared_under_their_names() -> None:
     assert torch.equal(lora(torch.ones(12)), plain(torch.ones(12)))
 
 
-def test_one_graph_with_its_gradients() -> None:
-    lora, x = random_lora(nn.Linear(12, 8)), torch.randn(3, 12)
-    compiled = torch.compile(lora, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), lora(x))
-
-
 @pytest.mark.parametrize(
     ("kind", "towers", "count"),
     [("vit", "both", 48), ("vit", "text", 24), ("resnet", "both", 26), ("resnet", "image", 2)],

@@ -15,7 +15,6 @@ from model.clip import BACKBONES, CLIP, load_weights, read_weights, sizes_of_sta
 from model.clip.common import STEPS, Hidden, PreNorm, fill
 from model.clip.eva_names import from_eva
 from model.clip.load import resize_positions
-from model.loss import text_to_pixel_loss
 
 State = dict[str, Tensor]
 TIMM_TO_EVA = {
@@ -305,53 +304,3 @@ def test_every_half_of_a_block_has_slots(state: State):
         for slot, wanted in (("shortcut", 2 * tokens + branch), ("after", 2 * (tokens + branch))):
             fill(halves[0], slot, Twice())
             torch.testing.assert_close(halves[0](tokens, **places), wanted)
-
-
-METHODS = {
-    "etris": {"bridges": [{"name": "bridger", "dim": 16, "heads": 4}]},
-    "barleria": {
-        "adapters": [{"name": "snf"}],
-        "bridges": [{"name": "intertwine", "dim": 8}],
-        "side": {"name": "gst", "dim": 24, "queries": 8},
-    },
-}
-
-
-@pytest.fixture(params=METHODS)
-def segmenter(request: pytest.FixtureRequest, path: Path, tiny_segmenter: Callable) -> nn.Module:
-    """A method on a tiny EVA-02, through the same configuration as on any other CLIP."""
-    backbone = {"backbone": {"name": None, "weights": str(path)}}
-    return tiny_segmenter("vit", backbone | METHODS[request.param])
-
-
-def test_methods_train_on_it_and_nothing_frozen_moves(segmenter, batch):
-    image, ids, mask = batch
-    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
-    logits, aux_loss = segmenter.train()(image, ids)
-    (text_to_pixel_loss(logits, mask) + aux_loss).backward()
-    trains = {name: p for name, p in segmenter.named_parameters() if p.requires_grad}
-    without = {name for name, p in trains.items() if p.grad is None or not p.grad.any()}
-    # a key's bias adds the same to every score of a query, which a softmax doesn't see
-    assert {name for name in without if not name.endswith("k_proj.bias")} == set()
-    torch.optim.SGD(segmenter.parameter_groups(lr=0.1, encoder_lr_scale=1.0)).step()
-    changed = {key for key, value in segmenter.state_dict().items() if not value.equal(before[key])}
-    assert changed <= segmenter.trainable_state().keys()
-    assert any(key.startswith("encoder.bridges") for key in changed)
-
-
-@pytest.mark.parametrize("segmenter", ["barleria"], indirect=True)
-def test_one_graph(segmenter, batch):
-    image, ids, _ = batch
-    compiled = torch.compile(segmenter.eval(), fullgraph=True, backend="eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(image, ids)[0], segmenter(image, ids)[0])
-
-
-def test_bfloat16_is_near(segmenter, batch):
-    image, ids, _ = batch
-    segmenter.eval()
-    with torch.no_grad():
-        exact = segmenter(image, ids)[0]
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = segmenter(image, ids)[0]
-    torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.1)

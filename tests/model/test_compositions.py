@@ -1,0 +1,50 @@
+"""Which adapters go together, and what is said of those that want one place."""
+
+from collections.abc import Callable
+from itertools import combinations_with_replacement
+
+import pytest
+
+from model.adapters import ADAPTERS
+
+AFTER, SHORTCUT = "both want the 'after' slot", "both want the 'shortcut' slot"
+REFUSED = {
+    "tiny-resnet": {
+        ("adapter", "adapter"): "AdaptedConv and AdaptedConv both want the place of 'conv3'",
+        ("adapter", "compacter"): f"Compacter and Adapter {AFTER}",
+        ("compacter", "compacter"): f"MapCompacter and MapCompacter {AFTER}",
+        ("conv_adapter", "conv_adapter"): "ConvBesideConv and .* 'conv2' in the same Bottleneck",
+        ("lora", "lora"): "LoRA and LoRA both want the place of 'q_proj'",
+        ("snf", "snf"): f"Flow and Flow {SHORTCUT}",
+    },
+    "tiny-vit": {
+        ("adapter", "adapter"): f"Adapter and Adapter {AFTER}",
+        ("adapter", "compacter"): f"Compacter and Adapter {AFTER}",
+        ("compacter", "compacter"): f"Compacter and Compacter {AFTER} of the same PreNorm; drop",
+        ("conv_adapter", "conv_adapter"): f"ConvAdapter and ConvAdapter {SHORTCUT}",
+        ("conv_adapter", "snf"): f"Flow and ConvAdapter {SHORTCUT}",
+        ("lora", "lora"): "LoRA and LoRA both .* in the same Attention; drop one",
+        ("snf", "snf"): f"Flow and Flow {SHORTCUT}",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_two_adapters_compose_or_are_refused(kind: str, make_model: Callable) -> None:
+    """Every pair, also of one with itself; the message names both and the place."""
+    snf = {"towers": "text"} if kind == "tiny-resnet" else {}
+    options = {name: {"name": name} for name in ADAPTERS} | {"snf": {"name": "snf"} | snf}
+    for pair in combinations_with_replacement(ADAPTERS, 2):
+        model = {"bridges": [], "adapters": [options[name] for name in pair]}
+        if pair not in REFUSED[kind]:
+            make_model(kind, model)
+            continue
+        with pytest.raises(ValueError, match=REFUSED[kind][pair]):
+            make_model(kind, model)
+
+
+def test_the_place_is_named_in_every_kind_of_tower(make_model: Callable) -> None:
+    adapters = [{"name": "lora"}, {"name": "lora"}]
+    message = "LoRA and LoRA both .* 'q_proj' in the same RotaryAttention; drop one of the two"
+    with pytest.raises(ValueError, match=message):
+        make_model("tiny-eva", {"bridges": [], "adapters": adapters})
