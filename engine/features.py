@@ -21,7 +21,8 @@ from model import Segmenter
 from model.bridges.bridger import Bridger, Gate, Stage
 from model.bridges.intertwine import Intertwine
 from model.clip import CLIP
-from model.clip.common import Attention, Features, split_heads, to_map, to_tokens
+from model.clip.attention import Attention, split_heads
+from model.clip.common import Features, to_map, to_tokens
 from model.clip.eva import RotaryAttention, turn
 from model.encoder import Encoder
 from model.side.gst import GlobalShortcut, global_prior

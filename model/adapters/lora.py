@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.clip.attention import Attention
 from model.clip.clip import CLIP
-from model.clip.common import Attention, exchange
+from model.clip.common import exchange
 from model.clip.eva import RotaryAttention
 
 from .common import choose_towers

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from model.clip.attention import Attention, Dropout
 from model.clip.clip import CLIP
-from model.clip.common import STAGE_ENDS, Attention, Hidden, to_map, to_tokens
+from model.clip.common import STAGE_ENDS, Hidden, to_map, to_tokens
 
 from .zoom import ZOOMS, grids
 
@@ -167,10 +168,10 @@ class Interactor(nn.Module):
         self.self_attention = Attention(dim, heads, dropout=dropout)
         self.cross_attention = Attention(dim, heads, dropout=dropout)
         self.feedforward = nn.Sequential(
-            nn.Linear(dim, feedforward), nn.ReLU(), nn.Dropout(dropout), nn.Linear(feedforward, dim)
+            nn.Linear(dim, feedforward), nn.ReLU(), Dropout(dropout), nn.Linear(feedforward, dim)
         )
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         x = self.norm1(x + self.dropout(self.self_attention(x)))

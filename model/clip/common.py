@@ -1,4 +1,4 @@
-"""What the towers share: the state between two blocks, the two slots of a residual sum, attention.
+"""What the towers share: the state between two blocks, the two slots of a residual sum.
 
 Shapes: B batch, C width, P prefix tokens, N tokens, M memory tokens, L words, H x W grid.
 """
@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .attention import Attention
 
 STEPS = 12  # both towers run in this many steps, one text block each
 STAGE_ENDS = (3, 7, 11)  # the steps after which a stage ends: a third of either tower
@@ -83,99 +84,6 @@ def exchange(parent: nn.Module, name: str, layer: nn.Module) -> None:
             f"the same {type(parent).__name__}; drop one of the two adapters"
         )
     setattr(parent, name, layer)
-
-
-class Attention(nn.Module):
-    """Multi-head attention ``softmax(Q K^T / sqrt(C / heads)) V`` of four Linears around SDPA.
-
-    Args:
-        width: of the queries and, unless ``out_width`` says otherwise, of the output.
-        memory_width: of the tokens that keys and values are made of; ``width`` by default.
-        causal: a token sees itself and those before it.
-        dropout: probability that an attention weight is dropped in training.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        memory_width: int | None = None,
-        out_width: int | None = None,
-        causal: bool = False,
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        if width % heads:
-            raise ValueError(f"attention of width {width} cannot be split into {heads} heads")
-        self.heads, self.causal, self.dropout = heads, causal, dropout
-        memory_width = memory_width or width
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj, self.v_proj = nn.Linear(memory_width, width), nn.Linear(memory_width, width)
-        self.out_proj = nn.Linear(width, out_width or width)
-
-    def forward(
-        self,
-        query: Tensor,  # (B, N, C)
-        key: Tensor | None = None,  # (B, M, memory_width); the query itself by default
-        value: Tensor | None = None,  # like key; the key by default
-        keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
-        value_change: Tensor | None = None,  # (B, M, C): added to the projected values
-        memory: Tensor | None = None,  # tokens that stand behind key and value, and in keep
-    ) -> Tensor:
-        key = query if key is None else key
-        value = key if value is None else value
-        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        v = v if value_change is None else v + value_change
-        if memory is not None:
-            k = torch.cat([k, self.k_proj(memory)], dim=1)
-            v = torch.cat([v, self.v_proj(memory)], dim=1)
-        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
-        dropout = self.dropout if self.training else 0.0
-        x = attend(q, k, v, keep, causal=self.causal, dropout=dropout)
-        return self.out_proj(x)  # (B, N, out_width)
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """``(B, N, C) -> (B, heads, N, C / heads)``."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def attend(
-    query: Tensor,  # (B, heads, N, D)
-    key: Tensor,  # (B, heads, M, D)
-    value: Tensor,  # (B, heads, M, D)
-    keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
-    *,
-    causal: bool = False,
-    dropout: float = 0.0,
-) -> Tensor:
-    """``softmax(Q K^T / sqrt(D)) V``, the heads put together: ``(B, N, heads D)``."""
-    mask = None if keep is None else keep[:, None, None, :]  # over heads and queries
-    with sdpa_kernel(kernels(query, key)):
-        x = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
-    return x.transpose(1, 2).flatten(2)
-
-
-ANY_KERNEL = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-]
-SHORT = 256  # tokens
-
-
-def kernels(query: Tensor, key: Tensor) -> list[SDPBackend]:
-    """Which kernels of SDPA may run: all, but for short sequences in training on a CPU.
-
-    There the backward of the flash kernel takes five times as long as that of plain products; a
-    training step of the demo gets a third faster.
-    """
-    is_short = max(query.shape[2], key.shape[2]) <= SHORT
-    if query.device.type == "cpu" and is_short and torch.is_grad_enabled():
-        return [SDPBackend.MATH]
-    return ANY_KERNEL
 
 
 def quick_gelu(x: Tensor) -> Tensor:

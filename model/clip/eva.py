@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import PreNorm, attend, split_heads
+from .attention import attend, split_heads
+from .common import PreNorm
 from .vit import VisionTransformer
 
 EPSILON = 1e-6  # of every LayerNorm here

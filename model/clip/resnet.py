@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .common import STAGE_ENDS, Attention, Hidden, Residual, to_map, to_tokens
+from .attention import Attention
+from .common import STAGE_ENDS, Hidden, Residual, to_map, to_tokens
 
 EXPANSION = 4
 Norm = Callable[[int], nn.Module]

@@ -1,11 +1,14 @@
 """The decoder of all methods: neck, cross-modal transformer, projector (ETRIS, section 3.3)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.clip.attention import Attention, Dropout
 from model.clip.clip import CLIP
-from model.clip.common import Attention, Features, sine, sine_grid, to_map, to_tokens
+from model.clip.common import Features, sine, sine_grid, to_map, to_tokens
 
 from .necks import make_neck, norm_relu
 
@@ -136,11 +139,11 @@ class Layer(nn.Module):
         self.feedforward = nn.Sequential(
             nn.Linear(dim, feedforward),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.LayerNorm(feedforward),
             nn.Linear(feedforward, dim),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, keys: Tensor, words: Tensor, places: Tensor, keep: Tensor

@@ -15,7 +15,8 @@ from engine.feature_sheet import WIDTH, draw
 from engine.features import PLAIN, attention_weights, look, recorded
 from model import Segmenter, build_clip, build_segmenter
 from model.clip import BACKBONES, sizes_of_name
-from model.clip.common import STAGE_ENDS, STEPS, Attention, split_heads, to_tokens
+from model.clip.attention import Attention, split_heads
+from model.clip.common import STAGE_ENDS, STEPS, to_tokens
 from model.clip.eva import RotaryAttention
 from model.side.gst import global_prior
 from tools import features as tool

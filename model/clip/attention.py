@@ -1,0 +1,130 @@
+"""Multi-head attention, and the two ways to compute it.
+
+Shapes: B batch, C width, D width of a head, N queries, M keys.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention ``softmax(Q K^T / sqrt(C / heads)) V`` of four Linears around SDPA.
+
+    Args:
+        width: of the queries and, unless ``out_width`` says otherwise, of the output.
+        memory_width: of the tokens that keys and values are made of; ``width`` by default.
+        causal: a token sees itself and those before it.
+        dropout: probability that an attention weight is dropped in training.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        memory_width: int | None = None,
+        out_width: int | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"attention of width {width} cannot be split into {heads} heads")
+        self.heads, self.causal, self.dropout = heads, causal, dropout
+        memory_width = memory_width or width
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj, self.v_proj = nn.Linear(memory_width, width), nn.Linear(memory_width, width)
+        self.out_proj = nn.Linear(width, out_width or width)
+
+    def forward(
+        self,
+        query: Tensor,  # (B, N, C)
+        key: Tensor | None = None,  # (B, M, memory_width); the query itself by default
+        value: Tensor | None = None,  # like key; the key by default
+        keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
+        value_change: Tensor | None = None,  # (B, M, C): added to the projected values
+        memory: Tensor | None = None,  # tokens that stand behind key and value, and in keep
+    ) -> Tensor:
+        key = query if key is None else key
+        value = key if value is None else value
+        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        v = v if value_change is None else v + value_change
+        if memory is not None:
+            k = torch.cat([k, self.k_proj(memory)], dim=1)
+            v = torch.cat([v, self.v_proj(memory)], dim=1)
+        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
+        dropout = self.dropout if self.training else 0.0
+        x = attend(q, k, v, keep, causal=self.causal, dropout=dropout)
+        return self.out_proj(x)  # (B, N, out_width)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``(B, N, C) -> (B, heads, N, C / heads)``."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def attend(
+    query: Tensor,  # (B, heads, N, D)
+    key: Tensor,  # (B, heads, M, D)
+    value: Tensor,  # (B, heads, M, D)
+    keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """``softmax(Q K^T / sqrt(D)) V``, the heads put together: ``(B, N, heads D)``."""
+    mask = None if keep is None else keep[:, None, None, :]  # over heads and queries
+    if products_are_faster(query, key, dropout):
+        x = attend_by_products(query, key, value, mask, causal=causal, dropout=dropout)
+    else:
+        x = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
+    return x.transpose(1, 2).flatten(2)
+
+
+SHORT = 256  # tokens
+
+
+def products_are_faster(query: Tensor, key: Tensor, dropout: float) -> bool:
+    """Whether two matrix products and a softmax beat SDPA: never but on a CPU.
+
+    There its flash kernel does not use the matrix units for bf16 (half the speed of products), has
+    a slow backward for short sequences, and none at all for dropout.
+    """
+    if query.device.type != "cpu":
+        return False
+    is_short = max(query.shape[2], key.shape[2]) <= SHORT
+    return query.dtype == torch.bfloat16 or dropout > 0 or (is_short and torch.is_grad_enabled())
+
+
+def attend_by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool, dropout: float
+) -> Tensor:
+    """What SDPA computes, with the scores written out: ``(B, heads, N, D)``."""
+    scores = (query * query.shape[3] ** -0.5) @ key.mT  # (B, heads, N, M)
+    if causal:
+        mask = scores.new_ones(scores.shape[2:], dtype=torch.bool).tril()
+    if mask is not None:
+        scores += scores.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    return drop(scores.softmax(dim=3), dropout) @ value
+
+
+class Dropout(nn.Dropout):
+    """:func:`drop` with probability ``p`` in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop(x, self.p if self.training else 0.0)
+
+
+def drop(x: Tensor, probability: float) -> Tensor:
+    """Dropout: each entry 0 with ``probability``, else divided by ``1 - probability``.
+
+    On a CPU torch draws one random number at a time.  Here 64 random bits are four draws, so that
+    the probability is rounded to a multiple of 2^-16.
+    """
+    if x.device.type != "cpu" or not probability:
+        return F.dropout(x, probability)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = draws.ge_(round(probability * 2**16) - 2**15).to(x.dtype)
+    return x * kept.mul_(1 / (1 - probability))
