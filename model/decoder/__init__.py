@@ -1,6 +1,6 @@
 """The head of every method: neck, cross-modal transformer, projector."""
 
-from .decoder import Decoder, convolve
+from .decoder import Decoder
 from .necks import PyramidNeck, coordinates
 
-__all__ = ["Decoder", "PyramidNeck", "convolve", "coordinates"]
+__all__ = ["Decoder", "PyramidNeck", "coordinates"]

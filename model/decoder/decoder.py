@@ -176,23 +176,26 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor, sentence: Tensor) -> Tensor:
         """``x`` (B, dim, H, W), ``sentence`` (B, E) -> logits (B, 1, 4 H, 4 W)."""
-        x = self.finer(self.upsample(self.fine(self.upsample(x))))
-        x = self.mix(x)  # (B, C, 4H, 4W)
+        x = self.finer(self.upsample(self.fine(self.upsample(x))))  # (B, C, 4H, 4W)
         kernel = self.kernel(sentence)
-        weight, bias = kernel[:, :-1], kernel[:, -1]
-        return convolve(x, weight.unflatten(1, (self.channels, KERNEL, KERNEL)), bias)
+        weight, bias = kernel[:, :-1].unflatten(1, (self.channels, KERNEL**2)), kernel[:, -1]
+        # weight (mix(x)) = (weight mix)(x): of the mixed map nothing is computed or kept
+        mixed = self.mix.weight.flatten(1).mT @ weight  # (B, C, K K)
+        offset = self.mix.bias @ weight  # (B, K K)
+        return convolve(x, mixed, offset, bias)
 
 
 PRIOR = -2.5  # logit of a target's usual share of an image, 8 %
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Each sample with a kernel of its own: ``(B, C, H, W), (B, C, K, K), (B,) -> (B, 1, H, W)``.
+def convolve(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor) -> Tensor:
+    """Each sample with a kernel of its own: ``(B, C, H, W) -> (B, 1, H, W)``.
 
-    One product per cell and kernel entry, then a sum of shifted maps: a grouped convolution of one
-    output channel per sample has no fast kernel.
+    ``weight`` (B, C, K K), ``offset`` (B, K K) what an entry adds wherever it lies in the map, and
+    ``bias`` (B,).  One product per cell and kernel entry, then a sum of shifted maps: a grouped
+    convolution of one output channel per sample has no fast kernel.
     """
-    size, grid = weight.shape[-1], x.shape[2:]
-    entries = weight.flip(2, 3).flatten(2).mT @ x.flatten(2)  # (B, K K, HW)
+    size, grid = math.isqrt(weight.shape[2]), x.shape[2:]
+    entries = weight.flip(2).mT @ x.flatten(2) + offset.flip(1)[:, :, None]  # (B, K K, HW)
     total = F.fold(entries, grid, size, padding=size // 2)  # (B, 1, H, W)
     return total + bias[:, None, None, None]

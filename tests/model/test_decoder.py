@@ -4,18 +4,27 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from model.clip.common import sine, sine_grid
-from model.decoder import convolve, coordinates
+from model.decoder import coordinates
+from model.decoder.decoder import Projector
 from model.loss import text_to_pixel_loss
 
 
-def test_convolve_is_a_convolution_per_sample():
-    x, weight, bias = torch.randn(3, 4, 7, 5), torch.randn(3, 4, 3, 3), torch.randn(3)
-    wanted = torch.stack(
-        [F.conv2d(x[i : i + 1], weight[i : i + 1], bias[i : i + 1], padding=1)[0] for i in range(3)]
+def test_projector_mixes_then_convolves_each_sample_with_its_own_kernel():
+    projector = Projector(8, 6).eval()
+    nn.init.normal_(projector.kernel.weight)
+    x, sentence = torch.randn(3, 8, 5, 5), torch.randn(3, 6)
+    mixed = projector.mix(
+        projector.finer(projector.upsample(projector.fine(projector.upsample(x))))
     )
-    torch.testing.assert_close(convolve(x, weight, bias), wanted, rtol=1e-4, atol=1e-5)
+    kernel = projector.kernel(sentence)
+    weight, bias = kernel[:, :-1].view(3, 1, 4, 3, 3), kernel[:, -1:]
+    wanted = torch.stack(
+        [F.conv2d(mixed[i : i + 1], weight[i], bias[i], padding=1)[0] for i in range(3)]
+    )
+    torch.testing.assert_close(projector(x, sentence), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_coordinates_run_from_corner_to_corner():
