@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from utils.allocator import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -82,6 +84,8 @@ def start_processes() -> Iterator[Processes]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     device = _choose_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cpu":
+        keep_freed_memory()
     if world_size > 1:
         # Both: what steers the run stays on the host, so agreeing never waits for a GPU.
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
