@@ -10,7 +10,7 @@ from loguru import logger
 from engine.checkpoint import save_checkpoint
 from engine.evaluator import evaluate_together
 from engine.history import Entry, History, NotFinite
-from engine.precision import resolve_precision
+from engine.precision import resolve_precision, store_frozen
 from engine.provenance import peak_memory, provenance
 from engine.resume import State, check_backbone, random_state, restore, save_state, seed_process
 from engine.sampler import check_batch_size, train_loader
@@ -54,6 +54,8 @@ class Trainer:
         self.eval_interval = config.eval.every_steps or self.steps_per_epoch
         if processes.device.type == "cuda" and processes.are_several:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
+        self.precision = resolve_precision(config.train.precision, processes.device)
+        store_frozen(segmenter, self.precision)
         self.segmenter = segmenter.to(processes.device)
         self._make_update()
         self.step, self.scored_step, self.elapsed = 0, 0, 0.0
@@ -80,7 +82,7 @@ class Trainer:
             self.segmenter,
             self.optimizer,
             processes=self.processes,
-            precision=resolve_precision(options.precision, self.processes.device),
+            precision=self.precision,
             micro_batch=options.micro_batch,
             max_norm=options.max_norm,
         )
@@ -222,7 +224,7 @@ class Trainer:
             options.split,
             threshold=options.threshold,
             batch_size=options.batch_size,
-            precision=self.update.precision,
+            precision=self.precision,
             processes=self.processes,
             workers=self.config.data.workers,
         )
