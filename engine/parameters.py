@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from model import build_segmenter
+from model.clip.norm import FrozenNorm
 from utils.config import Config
 
 
@@ -30,7 +30,7 @@ def count(config: Config) -> dict[str, Any]:
 
     def affine(module: nn.Module) -> int:
         """Scales and shifts of frozen normalisation layers, which are buffers there."""
-        norms = (m for m in module.modules() if isinstance(m, FrozenBatchNorm2d))
+        norms = (m for m in module.modules() if isinstance(m, FrozenNorm))
         return sum(norm.weight.numel() + norm.bias.numel() for norm in norms)
 
     def tuned(tower: str) -> int:

@@ -7,7 +7,6 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from model.adapters import ADAPTERS
 from model.bridges import BRIDGES
@@ -20,6 +19,7 @@ from model.clip import (
     sizes_of_name,
     sizes_of_state,
 )
+from model.clip.norm import FrozenNorm
 from model.decoder import Decoder
 from model.encoder import Encoder
 from model.segmenter import Segmenter
@@ -28,7 +28,7 @@ from model.side import SIDES, Side
 __all__ = ["Segmenter", "build_clip", "build_segmenter"]
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "frozen": FrozenBatchNorm2d,
+    "frozen": FrozenNorm,
     "batch": nn.BatchNorm2d,
 }
 
@@ -108,7 +108,7 @@ def build_clip(
     *,
     image_size: int,
     max_words: int,
-    norm: Callable[[int], nn.Module] = FrozenBatchNorm2d,
+    norm: Callable[[int], nn.Module] = FrozenNorm,
     load: bool = True,
 ) -> tuple[CLIP, dict[str, str | None]]:
     """A CLIP by its name, its file or both, and what it is: name, weights, SHA-256 of the file.

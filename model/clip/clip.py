@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from .common import STEPS, quick_gelu
 from .eva import RotaryTransformer
+from .norm import FrozenNorm
 from .resnet import ModifiedResNet, Norm
 from .text import TextTransformer
 from .vit import VisionTransformer
@@ -76,7 +76,7 @@ class CLIP(nn.Module):
         *,
         image_size: int,
         max_words: int,
-        norm: Norm = FrozenBatchNorm2d,
+        norm: Norm = FrozenNorm,
     ):
         super().__init__()
         check(sizes, image_size, max_words)
@@ -106,7 +106,7 @@ class CLIP(nn.Module):
 
         ``train_positions`` leaves the positional embeddings of both towers out, as the released
         ETRIS code does.  The statistics of a ``nn.BatchNorm2d`` move in training and so count as
-        not frozen; those of the default ``FrozenBatchNorm2d`` never move.
+        not frozen; those of the default ``FrozenNorm`` never move.
         """
         self.requires_grad_(False)
         moving = set()
