@@ -45,6 +45,24 @@ def test_drop_zeroes_its_share_and_scales_the_rest(dtype):
     assert torch.equal(gradient, dropped.detach())
 
 
+def test_attention_drops_its_weights():
+    query, key, value = (torch.randn(2, 3, 20, 8).double().requires_grad_() for _ in range(3))
+
+    def plain(query, key, value):
+        torch.manual_seed(5)
+        weights = (query @ key.mT / 8**0.5).softmax(dim=3)
+        return (drop(weights, 0.3) @ value).transpose(1, 2).flatten(2)
+
+    wanted = plain(query, key, value)
+    torch.manual_seed(5)
+    result = attend(query, key, value, dropout=0.3)
+    torch.testing.assert_close(result, wanted)
+    weight = torch.randn_like(wanted)
+    ours = torch.autograd.grad((result * weight).sum(), (query, key, value))
+    theirs = torch.autograd.grad((wanted * weight).sum(), (query, key, value))
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_dropout_rests_outside_training():
     x = torch.randn(4, 5)
     assert torch.equal(Dropout(0.5).eval()(x), x) and torch.equal(drop(x, 0.0), x)
