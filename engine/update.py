@@ -61,6 +61,8 @@ class Update:
             self.parallel = DistributedDataParallel(
                 segmenter,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
+                # gradients alone travel: what moves besides is shared when a run saves
+                broadcast_buffers=False,
             )
 
     def __call__(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -109,32 +109,31 @@ def attend_by_products(
     if mask is not None:
         scores += scores.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
     if dropout:
-        return _DroppedSoftmax.apply(scores, value, dropout)
+        return _DroppedSoftmax.apply(scores, value, draw(scores, dropout), 1 / (1 - dropout))
     return scores.softmax(dim=3) @ value
 
 
 class _DroppedSoftmax(torch.autograd.Function):
-    """``drop(softmax(scores)) value``, for which one matrix is kept in the place of three.
+    """``scale (softmax(scores) kept) value``, for which one matrix is kept in the place of three.
 
     Weights are not negative, so that their sign can tell which are dropped.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, value: Tensor, probability: float) -> Tensor:
-        weights = scores.softmax(dim=3)
-        signed = weights.mul_(draw(weights, probability).mul_(2).sub_(1))
+    def forward(ctx: Any, scores: Tensor, value: Tensor, kept: Tensor, scale: float) -> Tensor:
+        signed = scores.softmax(dim=3) * (2 * kept - 1)
         ctx.save_for_backward(signed, value)
-        ctx.scale = 1 / (1 - probability)
-        return signed.relu() @ (value * ctx.scale)
+        ctx.scale = scale
+        return signed.relu() @ (value * scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         signed, value = ctx.saved_tensors
         gradient = gradient * ctx.scale
         of_value = signed.relu().mT @ gradient
-        of_weights = (gradient @ value.mT).mul_(signed > 0)
+        of_weights = (gradient @ value.mT) * signed.sign().relu()
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, signed.abs(), 3, signed.dtype)
-        return of_scores, of_value, None
+        return of_scores, of_value, None, None
 
 
 class Dropout(nn.Dropout):
@@ -159,6 +158,6 @@ def draw(x: Tensor, probability: float) -> Tensor:
 
     64 random bits are four draws.
     """
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
     draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
     return draws.ge_(round(probability * 2**16) - 2**15).to(x.dtype)
