@@ -26,6 +26,8 @@ FREE_KEYS = (
     "eval.batch_size",
     "model.backbone.weights",  # the file may move; its hash is compared
     "train.max_minutes",
+    "train.recompute_towers",
+    "train.compile",
 )
 
 

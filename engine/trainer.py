@@ -56,6 +56,8 @@ class Trainer:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
         self.precision = resolve_precision(config.train.precision, processes.device)
         store_frozen(segmenter, self.precision)
+        if config.train.recompute_towers:
+            segmenter.encoder.recomputes = True
         self.segmenter = segmenter.to(processes.device)
         self._make_update()
         self.step, self.scored_step, self.elapsed = 0, 0, 0.0
@@ -85,6 +87,7 @@ class Trainer:
             precision=self.precision,
             micro_batch=options.micro_batch,
             max_norm=options.max_norm,
+            compiles=options.compile,
         )
 
     def fit(self) -> None:

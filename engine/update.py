@@ -1,6 +1,6 @@
 """One update of the weights: forward, backward and Adam over a batch that may come in parts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -47,6 +47,7 @@ class Update:
         precision: str,
         micro_batch: int | None = None,
         max_norm: float = 0.0,
+        compiles: bool = False,
     ) -> None:
         self.optimizer, self.processes, self.precision = optimizer, processes, precision
         self.micro_batch, self.max_norm = micro_batch, max_norm
@@ -55,7 +56,6 @@ class Update:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         # Set for good by the first loss or gradient that is not finite: no later update counts.
         self.spoiled = torch.zeros((), device=self.device)
-        self.segmenter = segmenter
         self.parallel: DistributedDataParallel | None = None
         if processes.are_several:
             self.parallel = DistributedDataParallel(
@@ -64,6 +64,9 @@ class Update:
                 # gradients alone travel: what moves besides is shared when a run saves
                 broadcast_buffers=False,
             )
+        self.forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.parallel or segmenter
+        if compiles:
+            self.forward = torch.compile(self.forward)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return ``[loss, norm of the gradient, 1 if spoiled]`` and which local samples are finite.
@@ -110,7 +113,7 @@ class Update:
             is_last = part == num_parts - 1
             with nullcontext() if is_last or not self.parallel else self.parallel.no_sync():
                 with autocast(self.precision, self.device):
-                    logits, aux_loss = (self.parallel or self.segmenter)(image, ids)
+                    logits, aux_loss = self.forward(image, ids)
                 loss = text_to_pixel_loss(logits.float(), mask) + aux_loss
                 share = len(image) / size
                 self.scaler.scale(loss * share).backward()

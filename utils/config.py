@@ -135,6 +135,8 @@ class TrainConfig(Section):
     max_minutes: Rate | None = None
     batch_size: Count = 32
     micro_batch: Count | None = None
+    recompute_towers: bool = False
+    compile: bool = False
     lr: Rate = 1e-4
     encoder_lr_scale: Rate = 1.0
     backbone_lr_scale: Rate = 0.1
