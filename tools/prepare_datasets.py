@@ -28,6 +28,8 @@ EXAMPLE = """examples:
       pack two data sets, their annotations from datasets/, their images from elsewhere
   python tools/prepare_datasets.py --dataset all --root /data/ref --download --verify
       fetch what is missing of all four (14 GB), pack it and read it back
+  python tools/prepare_datasets.py --dataset refcoco --pixels 416
+      the same, and the images resized to what training reads, so that it decodes none
   python tools/prepare_datasets.py --custom mine.jsonl --images pictures --name mine
       pack your own data; train on it with data.dataset=mine
   python tools/prepare_datasets.py --custom anns --images images --masks masks --name medical
@@ -66,6 +68,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="pack files that are not as published; recorded",
     )
+    add(
+        "--pixels",
+        type=int,
+        metavar="SIZE",
+        help="also keep the images resized to data.image_size, 390 KB each at 416: training then "
+        "decodes none and reads the same pixels",
+    )
     add("--force", action="store_true", help="redo what is already done")
     add("--workers", type=int, metavar="N", help="processes (one a core)")
     add("--custom", type=Path, metavar="FILE", help="your own data: JSON lines, or a folder")
@@ -102,6 +111,9 @@ def check_options(arguments: argparse.Namespace) -> None:
         ),
         "--images is the folder of COCO's images; the demo draws its own": (
             arguments.dataset == ["demo"] and arguments.images
+        ),
+        "--pixels is data.image_size of the training to come, 416 as a rule": (
+            arguments.pixels is not None and arguments.pixels < 1
         ),
         "--workers must be 1 or more": arguments.workers is not None and arguments.workers < 1,
     }
@@ -178,9 +190,10 @@ def demo_item(arguments: argparse.Namespace) -> "Item":
 
 
 def pack(item: "Item", arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pack a data set unless that is done, verify it if asked, and return its header."""
+    """Pack a data set unless that is done, what is asked for beside it, and return its header."""
     from utils.data.absent import store_path
     from utils.data.packing import pack_dataset, verify_dataset
+    from utils.data.pixels import pack_pixels
 
     root, (source, header) = arguments.root, item
     name, path = source.dataset, store_path(root, source.dataset)
@@ -200,6 +213,10 @@ def pack(item: "Item", arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.verify:
         verify_dataset(root, name, **options)
         print(f"{name}: verified, all images, masks and counts are as they were packed", flush=True)
+    if arguments.pixels:
+        pixels = pack_pixels(root, name, arguments.pixels, force=arguments.force, **options)
+        size = pixels.stat().st_size
+        print(f"{name}: images resized to {arguments.pixels} in {pixels}, {size:,} bytes")
     return header
 
 

@@ -376,6 +376,7 @@ def test_lists_of_cris(scenes: Path, tmp_path: Path) -> None:
         (["--dataset", "demo", "--name", "b"], "they need --custom"),
         (["--dataset", "demo", "--images", "b"], "the demo draws its own"),
         (["--dataset", "demo", "--workers", "0"], "--workers must be 1 or more"),
+        (["--dataset", "demo", "--pixels", "0"], "--pixels is data.image_size"),
         (["--dataset", "refcoco", "--images", "none"], "none holds no JPEG images"),
         (["--dataset", "refcoco", "--images", "none", "--download"], "or leave --images out"),
     ],

@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 
 from utils.data.facts import default_max_words
 from utils.data.masks import decode_mask
+from utils.data.pixels import decode_image, find_pixels
 from utils.data.store import Index, ReferStore
 from utils.data.tokenizer import check_max_words, pad_tokens
-from utils.data.transforms import Letterbox, letterbox_image, letterbox_mask
+from utils.data.transforms import Letterbox, letterbox_mask, pad_to_planes, resize_image
 
 # Loading is parallel by processes; OpenCV's own threads do not survive a fork.
 cv2.setNumThreads(0)
@@ -42,7 +43,8 @@ class ReferDataset(Dataset):
         ids: int64 (L,), the tokens of the sentence, padded with 0;
         mask: uint8 (S, S) of 0 and 1, letterboxed like the image;
         index: ``i``.
-    Records and images are read when an item is asked for, so that opening costs little.
+    Records and images are read when an item is asked for, so that opening costs little. Images that
+    ``pixels.py`` keeps resized are not decoded.
 
     Args:
         max_words: tokens kept of a sentence; None for the data set's own.
@@ -75,13 +77,14 @@ class ReferDataset(Dataset):
         assert not (all_sentences and left_out), "nothing is left out of an evaluation"
         self.store = ReferStore(root, dataset)
         self.split, self.image_size, self.seed = split, image_size, seed
+        self._pixels = find_pixels(root, self.store, image_size)
         self.all_sentences = all_sentences
         self.max_words = default_max_words([dataset]) if max_words is None else max_words
         check_max_words(self.max_words)
         self.fingerprint: str = self.store.header["fingerprint"]
         index = self.store.index(split)
-        self._tokens, self._num_tokens = index.tokens, index.num_tokens
-        self._first_token = _starts(index.num_tokens)  # of every sentence
+        self._num_tokens = index.num_tokens
+        self._padded = pad_tokens(index.tokens, index.num_tokens, self.max_words)
         self._first_sentence = _starts(index.num_sentences)  # of every row
         is_empty, is_left_out = _left_out(index, left_out)
         if all_sentences:
@@ -120,12 +123,11 @@ class ReferDataset(Dataset):
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         return row, int(rng.integers(first, last))
 
+    def _sentence_ids(self, sentence: int) -> Tensor:
+        return torch.from_numpy(self._padded[sentence].astype(np.int64))
+
     def _record(self, index: int) -> dict[str, Any]:
         return self.store.reference(self.split, self._find(index)[0])
-
-    def _ids(self, sentence: int) -> Tensor:
-        first, last = self._first_token[sentence : sentence + 2]
-        return pad_tokens([self._tokens[first:last].tolist()], self.max_words)[0]
 
     def info(self, index: int) -> Sample:
         """What an item is about."""
@@ -143,10 +145,18 @@ class ReferDataset(Dataset):
             },
         )
 
+    def ids(self, index: int) -> Tensor:
+        """The tokens of the item's sentence alone, without reading the image: int64 (L,)."""
+        return self._sentence_ids(self._find(index)[1])
+
+    def image(self, index: int) -> Tensor:
+        """The item's image alone: uint8 (3, S, S)."""
+        record = self._record(index)
+        return self._square(record, self._letterbox(record))
+
     def letterbox(self, index: int) -> Letterbox:
         """Where the item's image lies in the square."""
-        record = self._record(index)
-        return Letterbox.fit(record["height"], record["width"], self.image_size)
+        return self._letterbox(self._record(index))
 
     def original(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 (H, W, 3), RGB, and mask bool (H, W) at their own size."""
@@ -160,17 +170,24 @@ class ReferDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, sentence = self._find(index)
         record = self.store.reference(self.split, row)
-        square, box = letterbox_image(self._read_image(record), self.image_size)
+        box = self._letterbox(record)
         return {
-            "image": torch.from_numpy(square).permute(2, 0, 1).contiguous(),
-            "ids": self._ids(sentence),
+            "image": self._square(record, box),
+            "ids": self._sentence_ids(sentence),
             "mask": torch.from_numpy(letterbox_mask(decode_mask(record), box)),
             "index": index,
         }
 
+    def _letterbox(self, record: dict[str, Any]) -> Letterbox:
+        return Letterbox.fit(record["height"], record["width"], self.image_size)
+
+    def _square(self, record: dict[str, Any], box: Letterbox) -> Tensor:
+        kept = self._pixels.get(record["file_name"], box) if self._pixels else None
+        resized = resize_image(self._read_image(record), box) if kept is None else kept
+        return torch.from_numpy(pad_to_planes(resized, box))
+
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
-        data = np.frombuffer(self.store.image(record["file_name"]), np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = decode_image(self.store.image(record["file_name"]))
         expected = (record["height"], record["width"])
         if image is None or image.shape[:2] != expected:
             found = "no image that can be decoded" if image is None else f"{image.shape[:2]} pixels"

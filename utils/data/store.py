@@ -222,7 +222,8 @@ def open_reader(path: Path) -> Any:
     """An LMDB environment for reading, to be closed by the caller; ``lmdb.Error`` if damaged."""
     if not path.stat().st_size:
         raise lmdb.InvalidError("it is empty")
-    environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+    # read ahead: an image takes dozens of pages, which a disk would otherwise be asked for singly
+    environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False)
     if path.stat().st_size < used_bytes(environment):
         environment.close()
         # LMDB would read beyond the end of the file, which ends the process

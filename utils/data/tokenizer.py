@@ -1,10 +1,11 @@
 """Sentences as CLIP's byte-pair tokens."""
 
-from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,20 +41,23 @@ def tokenize(sentences: str | list[str], max_words: int) -> tuple[Tensor, list[i
         ValueError: ``max_words`` leaves no room for a word between start and end.
     """
     rows = [encode(text) for text in ([sentences] if isinstance(sentences, str) else sentences)]
-    return pad_tokens(rows, max_words), [len(tokens) for tokens in rows]
+    lengths = [len(tokens) for tokens in rows]
+    tokens = np.array(list(chain.from_iterable(rows)), np.int64)
+    return torch.from_numpy(pad_tokens(tokens, np.array(lengths, int), max_words)), lengths
 
 
-def pad_tokens(rows: Sequence[Sequence[int]], max_words: int) -> Tensor:
-    """Rows of tokens, start and end included, cut and padded with 0: int64 (N, max_words).
+def pad_tokens(tokens: np.ndarray, lengths: np.ndarray, max_words: int) -> np.ndarray:
+    """A row for each sentence, cut and padded with 0: (N, max_words) of the type of ``tokens``.
 
-    A longer row is cut and still ends with the end token, where CLIP reads its meaning.
+    ``tokens`` are those of all sentences one after the other, start and end included. A longer
+    sentence is cut and still ends with the end token, where CLIP reads its meaning.
     """
     check_max_words(max_words)
-    ids = torch.zeros(len(rows), max_words, dtype=torch.int64)
-    for row, tokens in enumerate(rows):
-        kept = tokens if len(tokens) <= max_words else [*tokens[: max_words - 1], tokens[-1]]
-        ids[row, : len(kept)] = torch.tensor(kept)
-    return ids
+    ends = np.cumsum(lengths)[:, None]  # (N, 1)
+    column = np.arange(max_words)
+    place = np.minimum(ends - lengths[:, None] + column, ends - 1)
+    place[:, -1:] = ends - 1
+    return np.where(column < lengths[:, None], tokens[place], tokens.dtype.type(0))
 
 
 def split_words(text: str, max_words: int) -> list[tuple[str, int]]:
