@@ -4,23 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from engine.metrics import RULE, Metrics, Record, metrics_from_records
 from engine.precision import autocast
-from engine.signals import protect_worker
+from engine.scenes import Scene, by_image, scene_loader
+from engine.threshold import found, largest_outside
 from model import Segmenter
 from utils.config import Config
-from utils.data.dataset import ReferDataset
-from utils.data.transforms import Letterbox, restore_logits
+from utils.data.dataset import ReferDataset, Sample
+from utils.data.transforms import restore_logits
 from utils.distributed import Processes
 from utils.logging import progress_bar
 
-# Matrix kernels sum in an order that depends on the size of the batch, and bf16 shows it in the
-# second digit of a logit. With one size for all, scores depend on no batch and no set.
-FORWARD_SIZE = 8
+MOST_SENTENCES = 8  # of a forward pass
+CPU_PIXELS = MOST_SENTENCES * 160**2  # of a pass on a CPU, unless it is one sentence
 
 
 @dataclass(frozen=True)
@@ -44,39 +44,26 @@ def evaluate(
     """Score ``segmenter`` on ``dataset``; every process returns the whole result.
 
     A pixel belongs to the mask if its probability, computed in ``precision`` (fp32, bf16 or fp16),
-    is above ``threshold``. Process ``rank`` scores
-    every ``world_size``-th sentence, none twice, ``batch_size`` fetched at a time; neither number
-    changes any score. The segmenter returns in the mode (training or not) it came in.
+    is above ``threshold``. Process ``rank`` scores all sentences of every ``world_size``-th image,
+    none twice, ``batch_size`` images fetched at a time; neither number changes any score. The
+    segmenter returns in the mode (training or not) it came in.
     """
-    indices = range(processes.rank, len(dataset), processes.world_size)
-    loader = DataLoader(
-        _Cases(dataset, indices),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=protect_worker,
-        pin_memory=processes.device.type == "cuda",
-        generator=torch.Generator(),  # its own, so that scoring draws nothing from the run's
+    samples = [dataset.info(index) for index in range(len(dataset))]
+    groups = by_image(samples)[processes.rank :: processes.world_size]
+    loader = scene_loader(
+        dataset, groups, batch_size=batch_size, processes=processes, workers=workers
     )
     was_training = segmenter.training
     segmenter.eval()
-    counts: list[tuple[int, int, int]] = []
-    bar = progress_bar(shown=processes.is_main, total=len(indices), desc="scoring", leave=False)
-    with bar:
-        for batch in loader:
-            logits = predict_logits(
-                segmenter,
-                batch["image"],
-                batch["ids"],
-                batch["letterbox"],
-                precision=precision,
-                device=processes.device,
-            )
-            counts += _count(batch, [found(one, threshold) for one in logits])
-            bar.update(len(logits))
+    counts: list[list[int]] = []
+    total = sum(len(sentences) for references in groups for sentences in references)
+    with progress_bar(shown=processes.is_main, total=total, desc="scoring", leave=False) as bar:
+        for scenes in loader:
+            counts += _count(segmenter, scenes, threshold, precision, processes.device)
+            bar.update(sum(len(scene.indices) for scene in scenes))
     segmenter.train(was_training)
     everyone = sorted(row for rows in processes.gather(counts) for row in rows)
-    records = [_record(dataset, *row) for row in everyone]
+    records = [_record(samples[index], index, *pixels) for index, *pixels in everyone]
     return Result(metrics_from_records(records), records)
 
 
@@ -99,34 +86,92 @@ def evaluate_together(
 def predict_logits(
     segmenter: Segmenter,
     image: Tensor,
-    ids: Tensor,
-    letterboxes: Sequence[Letterbox],
+    ids: Sequence[Tensor],
     *,
     precision: str,
     device: torch.device,
 ) -> list[Tensor]:
-    """Logits ``(H, W)`` at each picture's own size, float32, on ``device``.
+    """Logits ``(N, h, w)`` of the N sentences of each image, float32, on ``device``.
 
-    ``image (B, 3, S, S)`` letterboxed uint8, ``ids (B, L)``. The one path from pixels to a mask:
-    scoring, pictures and ``predict.py`` all take it, and it gives a sample the same logits to the
-    last bit whatever it is batched with.
+    ``image (B, 3, S, S)`` letterboxed uint8, ``ids`` of each image ``(N, L)``; the logits cover the
+    square. The one path from pixels to a mask: scoring, pictures and ``predict.py`` all take it.
+    An image passes alone, so many sentences together as :func:`sentences_per_pass` says, whichever
+    images they are about, and so a sentence has the same logits to the last bit whatever it is
+    batched with.
     """
-    image, ids = image.to(device, non_blocking=True), ids.to(device, non_blocking=True)
-    restored: list[Tensor] = []
-    for start in range(0, len(letterboxes), FORWARD_SIZE):
-        part = letterboxes[start : start + FORWARD_SIZE]
-        # The last sample fills what is missing: a pass of another size rounds otherwise.
-        rows = torch.arange(start, start + FORWARD_SIZE, device=device).clamp(max=len(ids) - 1)
-        with autocast(precision, device):
-            logits, _ = segmenter(image[rows], ids[rows])  # (FORWARD_SIZE, 1, h, w)
-        pairs = zip(logits[: len(part)].float(), part, strict=True)
-        restored += [restore_logits(one, letterbox) for one, letterbox in pairs]
-    return restored
+    size = sentences_per_pass(image.shape[-1], device)
+    image = image.to(device, non_blocking=True)
+    sentences = torch.cat(list(ids)).to(device, non_blocking=True)
+    owners = [place for place, one in enumerate(ids) for _ in one]  # of each sentence its image
+    logits: list[Tensor] = []
+    with autocast(precision, device):
+        seen = [segmenter.encode_image(one[None]) for one in image]
+        for start in range(0, len(owners), size):
+            part, places = sentences[start : start + size], owners[start : start + size]
+            # The last one fills what is missing: a pass of another size rounds otherwise.
+            missing = size - len(places)
+            part = torch.cat([part, part[-1:].expand(missing, -1)])
+            places += places[-1:] * missing
+            answer, _ = segmenter([seen[place] for place in places], part)  # (size, 1, h, w)
+            logits.append(answer[: size - missing, 0].float())
+    return list(torch.cat(logits).split([len(one) for one in ids]))
 
 
-def found(logits: Tensor, threshold: float) -> Tensor:
-    """The mask: where ``sigmoid(logits) > threshold``."""
-    return logits.sigmoid() > threshold
+def sentences_per_pass(image_size: int, device: torch.device) -> int:
+    """How many sentences pass together, be they asked for or there to fill the pass.
+
+    Matrix kernels sum in an order that depends on the size of the batch, and bf16 shows it in the
+    second digit of a logit. With one size on a device, a mask depends on no batch and no set. Fewer
+    than eight leave a GPU idle, and a CPU where images are small. About large ones a CPU takes them
+    one by one, as fast as together, so that nobody waits for seven that nobody asked for.
+    """
+    if device.type != "cpu":
+        return MOST_SENTENCES
+    return max(1, min(MOST_SENTENCES, CPU_PIXELS // image_size**2))
+
+
+def find_masks(
+    segmenter: Segmenter,
+    dataset: ReferDataset,
+    indices: Sequence[int],
+    *,
+    threshold: float,
+    precision: str,
+    device: torch.device,
+) -> list[np.ndarray]:
+    """The masks, bool (H, W), that ``evaluate`` has counted for these items."""
+    if not indices:
+        return []
+    logits = predict_logits(
+        segmenter,
+        torch.stack([dataset.image(index) for index in indices]),
+        [dataset.ids(index)[None] for index in indices],
+        precision=precision,
+        device=device,
+    )
+    return [
+        found(restore_logits(one[0], dataset.letterbox(index)), threshold).cpu().numpy()
+        for one, index in zip(logits, indices, strict=True)
+    ]
+
+
+@torch.no_grad()
+def count_pixels(logits: Tensor, scene: Scene, threshold: float) -> Tensor:
+    """Pixels in both masks and in either, for each sentence of ``scene``: int64 (N, 2).
+
+    ``logits`` (N, h, w) stay where they are. Masks are numbers here, 0 and 1: a CPU converts bytes
+    and sums floats several times as fast as it does bools, and a row of floats counts exactly.
+    """
+    outside = largest_outside(threshold, logits.device)
+    truths = scene.truths.to(logits.device, non_blocking=True).view(torch.uint8).float()
+    sums = []
+    # one reference after the other: more would leave a CPU's cache
+    for part, truth in zip(logits.split(scene.counts), truths, strict=True):
+        mask = restore_logits(part, scene.letterbox).gt_(outside)  # (n, H, W)
+        area = mask.sum(dim=2) + truth.sum(dim=1)  # (n, H)
+        both = mask.mul_(truth).sum(dim=2)
+        sums.append(torch.stack([both, area - both], dim=1))  # (n, 2, H)
+    return torch.cat(sums).sum(dim=2, dtype=torch.int64)
 
 
 def protocol(config: Config, max_words: Any, *, precision: str) -> dict[str, Any]:
@@ -135,7 +180,9 @@ def protocol(config: Config, max_words: Any, *, precision: str) -> dict[str, Any
         "image_size": config.data.image_size,
         "resize": "letterbox to a square; logits to the original pixels by one bilinear resampling",
         "threshold": config.eval.threshold,
-        "samples_per_forward_pass": FORWARD_SIZE,
+        "samples_per_forward_pass": (
+            f"{MOST_SENTENCES}; on a CPU 1 to {MOST_SENTENCES}, by the size of the image"
+        ),
         "comparison": "sigmoid(logit) > threshold, at the original size",
         "sentences": "every sentence of every reference, once",
         "max_words": max_words,
@@ -144,43 +191,28 @@ def protocol(config: Config, max_words: Any, *, precision: str) -> dict[str, Any
     }
 
 
-class _Cases(Dataset[dict[str, Any]]):
-    """The samples ``indices`` of ``dataset`` with what scoring needs beside the model's input."""
-
-    def __init__(self, dataset: ReferDataset, indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        index = self.indices[position]
-        item = self.dataset[index]
-        return {
-            "index": index,
-            "image": item["image"],
-            "ids": item["ids"],
-            "letterbox": self.dataset.letterbox(index),
-            "truth": torch.from_numpy(self.dataset.truth(index)),
-        }
-
-
-def _collate(cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the model's input; pictures have different sizes, so their masks stay a list."""
-    stacked = default_collate([{key: case[key] for key in ("image", "ids")} for case in cases])
-    return stacked | {key: [case[key] for case in cases] for key in ("index", "letterbox", "truth")}
+def _count(
+    segmenter: Segmenter,
+    scenes: Sequence[Scene],
+    threshold: float,
+    precision: str,
+    device: torch.device,
+) -> list[list[int]]:
+    """``[index, intersection, union]`` of each sentence, fetched from the device at once."""
+    logits = predict_logits(
+        segmenter,
+        torch.stack([scene.image for scene in scenes]),
+        [scene.ids for scene in scenes],
+        precision=precision,
+        device=device,
+    )
+    counts = [
+        count_pixels(one, scene, threshold) for one, scene in zip(logits, scenes, strict=True)
+    ]
+    indices = [index for scene in scenes for index in scene.indices]
+    pairs = torch.cat(counts).tolist()
+    return [[index, *pair] for index, pair in zip(indices, pairs, strict=True)]
 
 
-def _count(batch: dict[str, Any], masks: list[Tensor]) -> list[tuple[int, int, int]]:
-    """``(index, intersection, union)`` of each sample, fetched from the device at once."""
-    sums = []
-    for mask, truth in zip(masks, batch["truth"], strict=True):
-        truth = truth.to(mask.device, non_blocking=True)
-        sums.append(torch.stack([(mask & truth).sum(), (mask | truth).sum()]))
-    pairs = torch.stack(sums).tolist()
-    return [(index, *pair) for index, pair in zip(batch["index"], pairs, strict=True)]
-
-
-def _record(dataset: ReferDataset, index: int, intersection: int, union: int) -> Record:
-    sample = dataset.info(index)
+def _record(sample: Sample, index: int, intersection: int, union: int) -> Record:
     return Record(index, sample.ref_id, sample.sentence_id, sample.sentence, intersection, union)

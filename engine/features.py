@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.evaluator import FORWARD_SIZE, predict_logits
+from engine.evaluator import predict_logits
 from engine.precision import autocast, resolve_precision
 from model import Segmenter
 from model.bridges.bridger import Bridger, Gate, Stage
@@ -28,7 +28,7 @@ from model.encoder import Encoder
 from model.side.gst import GlobalShortcut, global_prior
 from utils.config import Config
 from utils.data.tokenizer import split_words, tokenize
-from utils.data.transforms import Letterbox, letterbox_image
+from utils.data.transforms import Letterbox, letterbox_image, restore_logits
 
 PLAIN = "CLIP alone"
 
@@ -108,7 +108,7 @@ def look(
         image=image,
         text=text,
         letterbox=letterbox,
-        maps=_maps_without(segmenter, config, given) | {_label(config): _first_maps(features)},
+        maps=_maps_without(segmenter, config, given) | {_label(config): _first_maps(features.maps)},
         words=tuple(word for word, _ in words),
         attention={
             name: _by_word(weights[name], reader.words, words, grid)
@@ -226,12 +226,12 @@ def _segment(
         logits = predict_logits(
             segmenter,
             given.pixels,
-            given.ids,
-            [given.letterbox],
+            [given.ids],
             precision=given.precision,
             device=given.device,
         )[0]
-    return passes[0], {name: torch.stack(rows) for name, rows in weights.items()}, logits.cpu()
+    restored = restore_logits(logits[0], given.letterbox).cpu()
+    return passes[0], {name: torch.stack(rows) for name, rows in weights.items()}, restored
 
 
 def _maps_without(
@@ -244,15 +244,16 @@ def _maps_without(
         encoders[PLAIN] = Encoder(plain_clip(clip, config.data.image_size), [])
     if attached.adapters and attached.bridges:
         encoders[f"with {_names(attached.adapters)}, without the bridges"] = Encoder(clip, [])
-    # in batches of the size that a mask is made in: what is alike is so to the last bit
-    rows = torch.zeros(FORWARD_SIZE, dtype=torch.int64, device=given.device)
     with autocast(given.precision, given.device):
-        image, ids = clip.normalize(given.pixels[rows]), given.ids[rows]
-        return {label: _first_maps(encoder(image, ids)) for label, encoder in encoders.items()}
+        image = clip.normalize(given.pixels)
+        return {
+            label: _first_maps(encoder.encode_image(image).maps)
+            for label, encoder in encoders.items()
+        }
 
 
-def _first_maps(features: Features) -> tuple[Tensor, ...]:
-    return tuple(x[0].float().cpu() for x in features.maps)
+def _first_maps(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x[0].float().cpu() for x in maps)
 
 
 def _label(config: Config) -> str:

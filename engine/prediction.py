@@ -6,7 +6,7 @@ segmenter = load("best.safetensors")
 mask = segmenter("photo.jpg", "the small red star")  # bool (H, W)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from engine.backbone_files import with_backbone
 from engine.checkpoint import load_segmenter, read_config, read_metadata
-from engine.evaluator import found, predict_logits
+from engine.evaluator import predict_logits
 from engine.picture_files import Picture, as_rgb
-from engine.precision import resolve_precision
+from engine.precision import resolve_precision, store_frozen
 from engine.sharing import num_bytes, place
+from engine.threshold import found
 from model import Segmenter
 from utils.config import Config
 from utils.data.tokenizer import tokenize
-from utils.data.transforms import letterbox_image
+from utils.data.transforms import letterbox_image, restore_logits
 
 
 def load(
@@ -48,7 +49,6 @@ def load(
     path, target = Path(checkpoint), choose_device(device)
     config = with_backbone(config or read_config(path), read_metadata(path), path)
     segmenter = load_segmenter(config, path, config.data.longest_sentence).eval()
-    place(segmenter, target)
     return Predictor(segmenter, config, name=path.name, device=target)
 
 
@@ -72,6 +72,8 @@ class Predictor:
         # what trained in fp16 on a GPU runs on a CPU all the same
         half = config.train.precision == "fp16" and device.type != "cuda"
         self.precision = resolve_precision("auto" if half else config.train.precision, device)
+        store_frozen(segmenter, self.precision)
+        place(segmenter, device)
 
     def __repr__(self) -> str:
         """With its size in memory: its own weights, and those it may share."""
@@ -103,20 +105,25 @@ class Predictor:
 
         Neither the other sentences nor their number changes a sentence's logits.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        return torch.stack(list(self.each(image, [text] if isinstance(text, str) else text)))
+
+    def each(self, image: Picture, texts: Sequence[str]) -> Iterator[Tensor]:
+        """Logits (H, W) of one sentence after the other, of which only one is held at a time.
+
+        What the sentences have in common is computed once; raises as a call does.
+        """
         _check_texts(texts)
         square, letterbox = letterbox_image(as_rgb(image), self.config.data.image_size)
         pixels = torch.from_numpy(square).permute(2, 0, 1)  # (3, S, S)
-        ids, _ = tokenize(texts, self.max_words)
+        ids, _ = tokenize(list(texts), self.max_words)
         logits = predict_logits(
             self.segmenter,
-            pixels.expand(len(texts), -1, -1, -1),
-            ids,
-            [letterbox] * len(texts),
+            pixels[None],
+            [ids],
             precision=self.precision,
             device=self.device,
-        )
-        return torch.stack(logits)
+        )[0]
+        return (restore_logits(one, letterbox) for one in logits)
 
     def num_tokens(self, text: str) -> int:
         """Tokens of a sentence, start and end included; those beyond ``max_words`` are cut."""

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.evaluator import FORWARD_SIZE, found
 from engine.picture_files import read_image
 from engine.prediction import Predictor
 from engine.prediction_inputs import Inputs, Question
@@ -25,6 +24,7 @@ from engine.prediction_outputs import (
     folder_names,
     write_png,
 )
+from engine.threshold import found
 from utils.logging import progress_bar, write_text
 
 
@@ -83,19 +83,13 @@ class Job:
         image = read_image(question.path)
         folder.mkdir(parents=True, exist_ok=True)
         kept = []
-        for number, text, logits in self._logits(image, question.texts):
+        answers = self.predictor.each(image, question.texts)
+        for number, (text, logits) in enumerate(zip(question.texts, answers, strict=True), 1):
             yield self._write(question, number, text, image, logits, folder)
             if self.logits_path is not None:
                 kept.append(logits.cpu())
         if self.logits_path is not None:
             _write_array(self.logits_path, torch.stack(kept).numpy())
-
-    def _logits(self, image: np.ndarray, texts: list[str]) -> Iterator[tuple[int, str, Tensor]]:
-        """Each sentence counted from 1 with its logits; so many at once as a pass takes."""
-        for start in range(0, len(texts), FORWARD_SIZE):
-            part = texts[start : start + FORWARD_SIZE]
-            for place, logits in enumerate(self.predictor.logits(image, part)):
-                yield start + place + 1, part[place], logits
 
     def _write(
         self,

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from loguru import logger
 
 from engine.checkpoint import load_segmenter, read_metadata
 from engine.data import open_tests
-from engine.evaluator import Result, evaluate, found, predict_logits, protocol
+from engine.evaluator import Result, evaluate, find_masks, protocol
 from engine.metrics import Record
 from engine.pictures import Case, contact_sheet, write_image
-from engine.precision import resolve_precision
+from engine.precision import resolve_precision, store_frozen
 from engine.provenance import provenance
 from model import Segmenter
 from model.clip import sha256_of
@@ -52,6 +51,7 @@ class Scoring:
         longest = self.config.data.longest_sentence
         segmenter = load_segmenter(self.config, self.checkpoint, longest)
         segmenter.to(self.processes.device).eval()
+        store_frozen(segmenter, self.precision)
         scores = {label: self._score(segmenter, label, one) for label, one in sets.items()}
         if self.processes.is_main:
             results = self._results(scores, sets)
@@ -105,18 +105,14 @@ class Scoring:
         self, segmenter: Segmenter, dataset: ReferDataset, records: list[Record]
     ) -> list[Case]:
         """Each record with its picture, its truth and, computed again, its prediction."""
-        if not records:
-            return []
-        items = [dataset[record.index] for record in records]
-        logits = predict_logits(
+        masks = find_masks(
             segmenter,
-            torch.stack([item["image"] for item in items]),
-            torch.stack([item["ids"] for item in items]),
-            [dataset.letterbox(record.index) for record in records],
+            dataset,
+            [record.index for record in records],
+            threshold=self.config.eval.threshold,
             precision=self.precision,
             device=self.processes.device,
         )
-        masks = [found(one, self.config.eval.threshold).cpu().numpy() for one in logits]
         return [
             Case(*dataset.original(record.index), mask, record.sentence, record.iou)
             for record, mask in zip(records, masks, strict=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model import Segmenter
 from model.clip import CLIP
 
-Key = tuple[str, str, str, torch.Size]  # SHA-256 of the backbone's file, device, name, shape
+Key = tuple[str, str, str, torch.dtype, torch.Size]  # SHA-256 of the file, device, name, kind
 
 # Weak: what no segmenter uses any more is freed.
 _SHARED: WeakValueDictionary[Key, Tensor] = WeakValueDictionary()
@@ -49,4 +49,5 @@ def _frozen(clip: CLIP, sha256: str, device: torch.device) -> Iterator[tuple[nn.
     for name in sorted(clip.frozen):
         owner, _, leaf = name.rpartition(".")
         module = clip.get_submodule(owner)
-        yield module, leaf, (sha256, str(device), name, getattr(module, leaf).shape)
+        tensor = getattr(module, leaf)
+        yield module, leaf, (sha256, str(device), name, tensor.dtype, tensor.shape)

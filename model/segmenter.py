@@ -1,11 +1,12 @@
 """CLIP with what is attached to it, and the decoder: image and sentence in, logits out."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from model.decoder import Decoder
-from model.encoder import Encoder
+from model.encoder import Encoder, Seen
 from model.side import Side
 
 
@@ -27,21 +28,31 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.side, self.backbone = encoder, decoder, side, backbone
 
-    def forward(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor | Sequence[Seen], ids: Tensor) -> tuple[Tensor, Tensor]:
         """Segment what each sentence names in its image.
 
         Args:
-            image: (B, 3, S, S) RGB, 0 to 255, of any dtype.
+            image: (B, 3, S, S) RGB, 0 to 255, of any dtype; or, for sentences that share images,
+                what :meth:`encode_image` made of each one's, B times one image.
             ids: (B, L) tokens, padded with 0.
 
         Returns:
             Logits (B, 1, h, w), four times as fine as the middle map (stride 4 for CLIP's patches
             of 16 and its ResNets), and the auxiliary loss (), 0 where nothing asks for one.
         """
-        features = self.encoder(self.encoder.clip.normalize(image), ids)
+        if isinstance(image, Tensor):
+            image = self.encoder.clip.normalize(image)
+        features = self.encoder(image, ids)
         residual = self.side(features, ids) if self.side is not None else None
         logits = self.decoder(features, ids, residual)
         return logits, logits.new_zeros(())
+
+    def encode_image(self, image: Tensor) -> Seen:
+        """What all sentences about images (B, 3, S, S) have in common, to be computed once.
+
+        ``segmenter([segmenter.encode_image(image)], ids)`` is ``segmenter(image, ids)``.
+        """
+        return self.encoder.encode_image(self.encoder.clip.normalize(image))
 
     def trainable_state(self) -> dict[str, Tensor]:
         """All that a run can change: the parameters that train and the statistics that move."""

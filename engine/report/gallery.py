@@ -5,7 +5,7 @@ would be far larger than the run. So the best checkpoint finds the few that are 
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from engine.checkpoint import load_segmenter
-from engine.evaluator import FORWARD_SIZE, found, predict_logits
+from engine.evaluator import find_masks
 from engine.pictures import PREDICTION, TRUTH, overlay
-from engine.precision import resolve_precision
-from model import Segmenter
+from engine.precision import resolve_precision, store_frozen
 from utils.data.dataset import ReferDataset
 
 from .runs import Run
@@ -78,35 +77,20 @@ def _segment(
     """The masks (H, W) that the best checkpoint of ``run`` finds, by split and sentence."""
     segmenter = load_segmenter(run.config, run.checkpoint, run.config.data.longest_sentence)
     segmenter.to(device).eval()
-    masks = {}
+    precision = resolve_precision(run.config.train.precision, device)
+    store_frozen(segmenter, precision)
+    masks: dict[tuple[str, int], np.ndarray] = {}
     for label, kinds in chosen.items():
-        indices = list(kinds)
-        for start in range(0, len(indices), FORWARD_SIZE):
-            part = indices[start : start + FORWARD_SIZE]
-            for index, mask in zip(
-                part, _masks(run, segmenter, sets[label], part, device), strict=True
-            ):
-                masks[label, index] = mask
+        found = find_masks(
+            segmenter,
+            sets[label],
+            list(kinds),
+            threshold=run.config.eval.threshold,
+            precision=precision,
+            device=device,
+        )
+        masks |= {(label, index): mask for index, mask in zip(kinds, found, strict=True)}
     return masks
-
-
-def _masks(
-    run: Run,
-    segmenter: Segmenter,
-    dataset: ReferDataset,
-    indices: Sequence[int],
-    device: torch.device,
-) -> Iterable[np.ndarray]:
-    items = [dataset[index] for index in indices]
-    logits = predict_logits(
-        segmenter,
-        torch.stack([item["image"] for item in items]),
-        torch.stack([item["ids"] for item in items]),
-        [dataset.letterbox(index) for index in indices],
-        precision=resolve_precision(run.config.train.precision, device),
-        device=device,
-    )
-    return [found(one, run.config.eval.threshold).cpu().numpy() for one in logits]
 
 
 def _case(

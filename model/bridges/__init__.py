@@ -19,7 +19,15 @@ BRIDGES: dict[str, Callable[..., nn.Module]] = {
 
 
 class Bridge(Protocol):
-    """An ``nn.Module`` built as ``Name(clip, *, options)`` that has these two methods."""
+    """An ``nn.Module`` built as ``Name(clip, *, options)`` that has these two methods.
+
+    Attributes:
+        image_step: the first step after which it reads or changes the image tower: -1 for
+            ``enter``, ``STEPS`` for never. Before that it leaves the image alone, so that the
+            sentences about an image share what its tower makes of it.
+    """
+
+    image_step: int
 
     def enter(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
         """What the towers hold before the first block -> what they go on with."""

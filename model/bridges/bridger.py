@@ -66,6 +66,7 @@ class Bridger(nn.Module):
         if zoom not in ZOOMS:
             raise ValueError(f"bridger: zoom {zoom!r} must be one of {', '.join(ZOOMS)}")
         self.positions = {STAGE_ENDS[stage]: position for position, stage in enumerate(stages)}
+        self.image_step = STAGE_ENDS[stages[0]]
         self.stages = nn.ModuleList(
             Stage(
                 clip,

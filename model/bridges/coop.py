@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from model.clip.clip import CLIP
-from model.clip.common import Hidden
+from model.clip.common import STEPS, Hidden
 
 
 class Context(nn.Module):
@@ -25,6 +25,8 @@ class Context(nn.Module):
     Raises:
         ValueError: if there is no token.
     """
+
+    image_step = STEPS
 
     def __init__(self, clip: CLIP, *, tokens: int = 8):
         super().__init__()

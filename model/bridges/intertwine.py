@@ -38,6 +38,8 @@ class Intertwine(nn.Module):
         ValueError: if an option is out of range or the image tower has no class token.
     """
 
+    image_step = -1
+
     def __init__(
         self,
         clip: CLIP,

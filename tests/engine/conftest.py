@@ -59,20 +59,29 @@ class FakeSet(Dataset):
         sentence = f"box {index}"
         return Sample(index // 2, index, sentence, index, f"{index}.jpg", height, width, 1, 4)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image, mask = self.original(index)
-        square, box = letterbox_image(image, SIZE)
+    def image(self, index: int) -> Tensor:
+        square, _ = letterbox_image(self.original(index)[0], SIZE)
+        return torch.from_numpy(square).permute(2, 0, 1).contiguous()
+
+    def ids(self, index: int) -> Tensor:
         ids = np.random.default_rng((self.epoch, index)).integers(1, 9, self.max_words)
+        return torch.from_numpy(ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        mask = torch.from_numpy(letterbox_mask(self.truth(index), self.letterbox(index)))
         return {
-            "image": torch.from_numpy(square).permute(2, 0, 1).contiguous(),
-            "ids": torch.from_numpy(ids),
-            "mask": torch.from_numpy(letterbox_mask(mask, box)),
+            "image": self.image(index),
+            "ids": self.ids(index),
+            "mask": mask,
             "index": index,
         }
 
 
 class FakeSegmenter(nn.Module):
-    """A frozen convolution, words added, dropout, and a trained convolution."""
+    """A frozen convolution, words added, dropout, and a trained convolution.
+
+    What sentences about an image share is the map that the first convolution makes.
+    """
 
     backbone = {"name": "tiny", "weights": None, "sha256": "0" * 64}  # noqa: RUF012
 
@@ -84,8 +93,12 @@ class FakeSegmenter(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Conv2d(8, 1, 3, padding=1)
 
-    def forward(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.frozen(image.float() / 255) + self.words(ids).mean(dim=1)[:, :, None, None]
+    def encode_image(self, image: Tensor) -> Tensor:
+        return self.frozen(image.float() / 255)
+
+    def forward(self, image: Tensor | list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.encode_image(image) if isinstance(image, Tensor) else torch.cat(image)
+        x = x + self.words(ids).mean(dim=1)[:, :, None, None]
         logits = self.head(self.dropout(self.norm(x)).relu())
         return logits, logits.new_zeros(())
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.evaluator import Result, evaluate
+from engine import evaluator
+from engine.evaluator import Result, evaluate, find_masks, predict_logits, sentences_per_pass
 from utils.distributed import Processes
 
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
@@ -20,10 +21,31 @@ class Oracle(nn.Module):
         super().__init__()
         self.known = [(item["image"], item["mask"]) for item in map(dataset.__getitem__, range(9))]
 
-    def forward(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        masks = [next(m for i, m in self.known if torch.equal(i, one)) for one in image]
+    def encode_image(self, image: Tensor) -> Tensor:
+        return next(mask for known, mask in self.known if torch.equal(known, image[0]))
+
+    def forward(self, masks: list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = 20.0 * torch.stack(masks)[:, None] - 10
         return logits, logits.new_zeros(())
+
+
+@pytest.fixture
+def shared_set(fake_set: Any) -> Any:
+    """Six sentences about three boxes in every picture, those of a picture far apart."""
+
+    class SharedSet(fake_set):
+        def picture(self, index: int) -> int:
+            return index // 2 % (-(-len(self) // 6))
+
+        def original(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            image, mask = super().original(self.picture(index))
+            mask = np.roll(mask, index // 2, axis=1)
+            return image, mask
+
+        def info(self, index: int) -> Any:
+            return super().info(index)._replace(file_name=f"{self.picture(index)}.jpg")
+
+    return SharedSet
 
 
 def score(segmenter: Any, dataset: Any, **options: Any) -> Result:
@@ -46,8 +68,8 @@ def test_the_truth_scores_nearly_all(fake_set: Any) -> None:
 
 def test_counts_are_those_of_masks_at_the_original_size(fake_set: Any, fake_segmenter: Any) -> None:
     class Nothing(fake_segmenter):
-        def forward(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.full((len(image), 1, 4, 4), -9.0), image.new_zeros((), dtype=torch.float)
+        def forward(self, image: list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.full((len(image), 1, 4, 4), -9.0), torch.zeros(())
 
     dataset = fake_set(5)
     for record in score(Nothing(), dataset).records:
@@ -56,19 +78,19 @@ def test_counts_are_those_of_masks_at_the_original_size(fake_set: Any, fake_segm
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 2), (8, 0)])
 def test_neither_batches_nor_workers_change_the_numbers(
-    fake_set: Any, fake_segmenter: Any, batch_size: int, workers: int
+    shared_set: Any, fake_segmenter: Any, batch_size: int, workers: int
 ) -> None:
     torch.manual_seed(0)
-    segmenter, dataset = fake_segmenter(dropout=0.5, norm=True), fake_set(7)
+    segmenter, dataset = fake_segmenter(dropout=0.5, norm=True), shared_set(27)
     reference = score(segmenter, dataset, batch_size=4)
     assert 0 < reference.metrics.intersection < reference.metrics.union
     assert score(segmenter, dataset, batch_size=batch_size, workers=workers) == reference
 
 
-def test_each_process_counts_its_own_part(fake_set: Any, fake_segmenter: Any) -> None:
-    """The parts of three processes on seven sentences, put together, are the whole."""
+def test_each_process_counts_its_own_part(shared_set: Any, fake_segmenter: Any) -> None:
+    """The parts of three processes on the images of a set, put together, are the whole."""
     torch.manual_seed(0)
-    segmenter, dataset = fake_segmenter(), fake_set(7)
+    segmenter, dataset = fake_segmenter(), shared_set(27)
 
     class Third(Processes):
         def gather(self, value: Any) -> list[Any]:
@@ -78,9 +100,79 @@ def test_each_process_counts_its_own_part(fake_set: Any, fake_segmenter: Any) ->
         score(segmenter, dataset, processes=Third(rank=rank, world_size=3, device=ALONE.device))
         for rank in range(3)
     ]
-    assert [len(part.records) for part in parts] == [3, 2, 2]
+    assert [len(part.records) for part in parts] == [11, 10, 6]
     together = sorted((r for part in parts for r in part.records), key=lambda r: r.index)
     assert together == score(segmenter, dataset).records
+
+
+def test_an_image_is_read_and_seen_once(
+    shared_set: Any, fake_segmenter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter, dataset = fake_segmenter(), shared_set(27)
+    read, decoded, seen = [], [], []
+    load, decode, encode = dataset.image, dataset.truth, segmenter.encode_image
+    monkeypatch.setattr(dataset, "image", lambda index: read.append(index) or load(index))
+    monkeypatch.setattr(dataset, "truth", lambda index: decoded.append(index) or decode(index))
+    monkeypatch.setattr(segmenter, "encode_image", lambda x: seen.append(len(x)) or encode(x))
+    score(segmenter, dataset)
+    assert read == [0, 2, 4, 6, 8]
+    assert sorted(decoded) == list(range(0, 27, 2))
+    assert seen == [1] * 5
+
+
+def test_the_masks_of_pictures_are_those_that_were_counted(
+    shared_set: Any, fake_segmenter: Any
+) -> None:
+    torch.manual_seed(0)
+    segmenter, dataset = fake_segmenter(norm=True).eval(), shared_set(27)
+    records = score(segmenter, dataset, threshold=0.5).records
+    chosen = [26, 0, 5, 6, 1, 12, 13, 20, 2, 3]
+    options = {"threshold": 0.5, "precision": "fp32", "device": ALONE.device}
+    masks = find_masks(segmenter, dataset, chosen, **options)
+    assert 0 < sum(mask.sum() for mask in masks) < sum(mask.size for mask in masks)
+    for index, mask in zip(chosen, masks, strict=True):
+        truth = dataset.truth(index)
+        pixels = ((mask & truth).sum(), (mask | truth).sum())
+        assert pixels == (records[index].intersection, records[index].union)
+    assert find_masks(segmenter, dataset, [], **options) == []
+
+
+@pytest.mark.parametrize("model", [None, {"bridges": []}])
+def test_a_sentence_has_the_same_logits_whatever_it_passes_with(
+    kind: str,
+    model: dict | None,
+    tiny_segmenter: Any,
+    batch: tuple[Tensor, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The slow path: one image and one sentence at a time, through the model's plain forward.
+
+    Where a pass takes one sentence it is the same path; else only its size is another one.
+    """
+    segmenter = tiny_segmenter(kind, model).eval()
+    image, (first, second), _ = batch
+    ids = [torch.stack([first] * 9 + [second]), second[None]]
+    options = {"precision": "fp32", "device": ALONE.device}
+    together = predict_logits(segmenter, image, ids, **options)
+    assert [len(one) for one in together] == [10, 1]
+    monkeypatch.setattr(evaluator, "CPU_PIXELS", 0)
+    one_by_one = predict_logits(segmenter, image, ids, **options)
+    monkeypatch.undo()
+    for i, sentences in enumerate(ids):
+        for j, sentence in enumerate(sentences):
+            one = image[i : i + 1], sentence[None]
+            alone = predict_logits(segmenter, one[0], [one[1]], **options)[0][0]
+            assert torch.equal(together[i][j], alone)
+            with torch.no_grad():
+                plain = segmenter(*one)[0][0, 0]
+            assert torch.equal(one_by_one[i][j], plain)
+            torch.testing.assert_close(together[i][j], plain)
+
+
+def test_large_images_pass_with_one_sentence_on_a_cpu() -> None:
+    sizes = [sentences_per_pass(side, ALONE.device) for side in (80, 160, 224, 320, 416, 640)]
+    assert sizes == [8, 8, 4, 2, 1, 1]
+    assert sentences_per_pass(416, torch.device("cuda")) == 8
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from engine.checkpoint import save_checkpoint
-from engine.evaluator import FORWARD_SIZE
 from engine.feature_sheet import WIDTH, draw
 from engine.features import PLAIN, attention_weights, look, recorded
 from model import Segmenter, build_clip, build_segmenter
@@ -66,8 +65,7 @@ def frozen_maps(config: Config, image: np.ndarray) -> list[torch.Tensor]:
     pixels = torch.from_numpy(square).permute(2, 0, 1)[None]
     maps = []
     with torch.no_grad():
-        batch = pixels[torch.zeros(FORWARD_SIZE, dtype=torch.int64)]
-        hidden = clip.visual.embed(clip.normalize(batch))
+        hidden = clip.visual.embed(clip.normalize(pixels))
         for step in range(STEPS):
             hidden = clip.visual.run(step, hidden)
             maps += [hidden.x[0]] if step in STAGE_ENDS else []

@@ -16,6 +16,7 @@ from engine.prediction import Predictor, load
 from engine.sharing import num_bytes
 from model import build_segmenter
 from model.clip import sha256_of
+from utils.config import Config
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 BRIDGER = {"bridges": [{"name": "bridger", "dim": 16, "heads": 4}]}
@@ -69,6 +70,17 @@ def test_sentences_together_are_as_each_alone(predictor: Predictor) -> None:
     assert not np.array_equal(together[0], together[1])
     masks = predictor(IMAGE, texts)
     assert np.array_equal(masks, together > predictor.threshold)
+
+
+def test_a_picture_is_seen_once_for_all_its_sentences(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter, seen = predictor.segmenter, []
+    encode = segmenter.encode_image
+    monkeypatch.setattr(segmenter, "encode_image", lambda x: seen.append(len(x)) or encode(x))
+    answers = list(predictor.each(IMAGE, ["a star"] * 9))
+    assert len(answers) == 9 and answers[0].shape == IMAGE.shape[:2]
+    assert seen == [1]
 
 
 def test_long_sentences_can_be_told(predictor: Predictor) -> None:
@@ -136,6 +148,22 @@ def test_only_equal_positions_are_shared(checkpoint: Callable[..., Path]) -> Non
     }
     assert different == {"visual.positions"}
     assert large(IMAGE, "a star").shape == small(IMAGE, "a star").shape
+
+
+def test_frozen_weights_are_held_in_the_precision_of_the_run(
+    checkpoint: Callable[..., Path],
+) -> None:
+    path = checkpoint()
+    exact = load(path, device="cpu")
+    config = Config.from_dict(exact.config.to_dict() | {"train": {"precision": "bf16"}})
+    halved = [load(path, device="cpu", config=config) for _ in range(2)]
+    name = "visual.blocks.0.mlp.branch.fc1.weight"
+    weights = [frozen(predictor)[name] for predictor in (exact, *halved)]
+    assert [weight.dtype for weight in weights] == [torch.float32, *[torch.bfloat16] * 2]
+    assert weights[1].data_ptr() == weights[2].data_ptr()
+    exact.precision = "bf16"  # the same products, rounded at every use
+    expected = exact.probability(IMAGE, "a star")
+    assert np.array_equal(halved[0].probability(IMAGE, "a star"), expected)
 
 
 def test_what_nobody_uses_is_freed(checkpoint: Callable[..., Path]) -> None:

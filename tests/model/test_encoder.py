@@ -1,0 +1,67 @@
+"""What the sentences about an image share: computed once, and the same to the last bit."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from model.clip.common import STEPS
+from model.segmenter import Segmenter
+
+BRIDGER = {"name": "bridger", "dim": 16, "heads": 4}
+INTERTWINE = {"name": "intertwine", "dim": 8}
+GST = {"name": "gst", "dim": 12, "modules": 4, "queries": 3}
+# kind, what is attached, the step after which a bridge first reads or changes the image tower
+MODELS = {
+    "vit bridger": ("vit", {}, 3),
+    "resnet bridger": ("resnet", {}, 3),
+    "late bridger": ("resnet", {"bridges": [BRIDGER | {"stages": [2]}]}, 11),
+    "frozen vit": ("vit", {"bridges": []}, STEPS),
+    "frozen resnet": ("resnet", {"bridges": []}, STEPS),
+    "coop": ("vit", {"bridges": [{"name": "coop", "tokens": 2}]}, STEPS),
+    "frozen beside": ("joint", {"bridges": [], "side": GST}, STEPS),
+    "bridger beside": ("joint", {"side": GST}, 3),
+    "intertwine": ("joint", {"bridges": [INTERTWINE], "side": GST}, -1),
+    "text reads": ("vit", {"bridges": [INTERTWINE | {"directions": "text"}]}, -1),
+    "two bridges": ("vit", {"bridges": [{"name": "coop", "tokens": 2}, BRIDGER]}, 3),
+}
+
+
+@pytest.fixture(params=list(MODELS))
+def case(request: pytest.FixtureRequest, tiny_segmenter: Callable) -> tuple[Segmenter, int]:
+    kind, model, step = MODELS[request.param]
+    return tiny_segmenter(kind, model).eval(), step
+
+
+@torch.no_grad()
+def test_an_image_that_was_seen_before_gives_the_same_logits(
+    case: tuple[Segmenter, int], batch: tuple[torch.Tensor, ...]
+) -> None:
+    segmenter, step = case
+    image, ids, _ = batch
+    seen = [segmenter.encode_image(one[None]) for one in image]
+    assert [one.step for one in seen] == [step, step]
+    for i in range(2):
+        for j in range(2):
+            plain = segmenter(image[i : i + 1], ids[j : j + 1])[0]
+            assert torch.equal(segmenter([seen[i]], ids[j : j + 1])[0], plain)
+    rows = [0, 1, 1, 0, 1]
+    shared = segmenter([seen[row] for row in rows], ids[[0, 0, 1, 1, 1]])[0]
+    torch.testing.assert_close(shared, segmenter(image[rows], ids[[0, 0, 1, 1, 1]])[0])
+
+
+@torch.no_grad()
+def test_nothing_of_the_image_tower_runs_twice(
+    case: tuple[Segmenter, int],
+    batch: tuple[torch.Tensor, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segmenter, step = case
+    image, ids, _ = batch
+    visual, steps = segmenter.encoder.clip.visual, []
+    run = visual.run
+    monkeypatch.setattr(visual, "run", lambda step, hidden: steps.append(step) or run(step, hidden))
+    seen = segmenter.encode_image(image[:1])
+    assert steps == list(range(min(step + 1, STEPS)))
+    segmenter([seen, seen], ids)
+    assert steps == list(range(STEPS))
