@@ -1,0 +1,101 @@
+"""The cases of the bench: what they answer, and with whose code. No timings."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+
+from engine.bench import machine, project
+from engine.bench.cases import Case
+from engine.bench.driver import Driver, Plan
+from engine.bench.samples import SIZE, photograph
+from engine.bench.serving import WARM_UPS, serve
+from engine.bench.task import Task
+from engine.bench.training import timed_parts
+from utils.data.transforms import Letterbox
+
+ROOT = Path(__file__).parents[2]
+DEMO = "config/demo/etris.yaml"
+
+
+@pytest.mark.parametrize(
+    ("kind", "figures"),
+    [
+        ("train", {"seconds", "forward", "backward", "optimizer"}),
+        ("memory", {"bytes", "peak_bytes"}),
+        ("predict-1", {"seconds"}),
+        ("predict-8", {"seconds"}),
+        ("sentences-8", {"seconds"}),
+        ("loader", {"seconds", "samples_per_second"}),
+        ("postprocess", {"seconds"}),
+        ("end-to-end", {"seconds", "share_of_bf16_rate", "share_waiting",
+                        "training_images_per_second", "evaluation_sentences_per_second"}),
+    ],
+)  # fmt: skip
+def test_every_case_answers_with_its_figures(
+    kind: str, figures: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SIDE", 32)
+    monkeypatch.setitem(WARM_UPS, "cpu", 0)
+    monkeypatch.setattr("engine.bench.end_to_end.IMAGES_A_SAMPLE", 2)
+    threads = torch.get_num_threads()
+    task = Task(
+        name=kind, kind=kind, root=str(ROOT), config=DEMO, precision="bf16", device="cpu",
+        threads=threads, batch_size=4, num_images=9,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    serve(task, ["\n"], rows.append)
+    told, answer = rows
+    assert {"commit", "versions", "hardware"} <= told["provenance"].keys()
+    assert set(answer["figures"]) == figures
+    assert all(value >= 0 for value in answer["figures"].values())
+    assert set(answer["calibration"]) == (set() if kind == "memory" else {"fp32", "bf16"})
+    assert answer["others"] is None or 0 <= answer["others"] <= 1
+
+
+@pytest.mark.parametrize("name", ["wall", "processor"])
+def test_parts_of_a_step_add_up(name: str) -> None:
+    task = Task("train", "train", "", "", "fp32", "cpu", 1, clock=name)
+    weight = torch.ones(3, requires_grad=True)
+    parts = timed_parts(lambda: (2 * weight).sum().backward(), machine.Clock(task))
+    assert parts["seconds"] == pytest.approx(sum(parts.values()) - parts["seconds"])
+    assert weight.grad is not None and weight.grad.tolist() == [2, 2, 2]
+
+
+def test_scoring_by_image_counts_what_scoring_by_sentence_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    letterbox = Letterbox.fit(31, 47, 40)
+    truths = torch.stack([torch.from_numpy(project.ellipse(31, 47))] * 2)
+    counts = []
+    for by_image in (False, project.SCORES_BY_IMAGE):
+        monkeypatch.setattr(project, "SCORES_BY_IMAGE", by_image)
+        counts.append(project.score(logits, letterbox, truths))
+    assert counts[0] == counts[1] and len(counts[0]) == 6
+
+
+def test_photographs_take_as_many_bytes_as_those_of_coco() -> None:
+    sizes = [len(cv2.imencode(".jpg", photograph(seed))[1]) for seed in range(2)]
+    assert all(0.2 < size / (SIZE[0] * SIZE[1]) < 1.0 for size in sizes)
+
+
+def test_a_worker_runs_the_code_of_another_checkout(tmp_path: Path) -> None:
+    """One without a bench: all but ``engine/bench`` is taken from there."""
+    (tmp_path / "engine").mkdir()
+    for path in [ROOT / "model", ROOT / "utils", ROOT / "config", *(ROOT / "engine").iterdir()]:
+        if path.name != "bench":
+            (tmp_path / path.relative_to(ROOT)).symlink_to(path)
+    mark = tmp_path / "engine/provenance.py"
+    text = mark.read_text()
+    mark.unlink()
+    mark.write_text(f"{text}\n\ndef provenance(device):\n    return {{'commit': 'elsewhere'}}\n")
+    case = Case("postprocess", "postprocess", DEMO)
+    plan = Plan([case], {"this": tmp_path}, device="cpu", threads=1, rounds=1, clock="wall")
+    runner = Driver(plan)
+    runner.run(lambda: None)
+    assert runner.measurements[0].failures == {}
+    assert runner.provenance == {"this": {"commit": "elsewhere"}}
+    assert len(runner.measurements[0].rows["this"]) == 1
