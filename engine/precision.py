@@ -45,12 +45,25 @@ def store_frozen(segmenter: Segmenter, precision: str) -> None:
     ``autocast`` would round them so at every use; the results are the same to the last bit. A
     CLIP that has no file stays as it is, since checkpoints must hold it.
     """
-    if precision not in TYPES or segmenter.backbone["sha256"] is None:
+    if segmenter.backbone["sha256"] is not None:
+        _store(segmenter.encoder.clip, precision, also_trainable=False)
+
+
+def store_for_inference(segmenter: Segmenter, precision: str) -> None:
+    """:func:`store_frozen` for all weights of products and convolutions, also those that trained.
+
+    The segmenter can be trained or saved no more.
+    """
+    _store(segmenter, precision, also_trainable=True)
+
+
+def _store(module: nn.Module, precision: str, *, also_trainable: bool) -> None:
+    if precision not in TYPES:
         return
-    for module in segmenter.encoder.clip.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            for parameter in layer.parameters(recurse=False):
+                if also_trainable or not parameter.requires_grad:
                     parameter.data = parameter.data.to(TYPES[precision])
 
 

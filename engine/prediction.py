@@ -17,7 +17,7 @@ from engine.backbone_files import with_backbone
 from engine.checkpoint import load_segmenter, read_config, read_metadata
 from engine.evaluator import predict_logits
 from engine.picture_files import Picture, as_rgb
-from engine.precision import resolve_precision, store_frozen
+from engine.precision import resolve_precision, store_for_inference
 from engine.sharing import num_bytes, place
 from engine.threshold import found
 from model import Segmenter
@@ -72,7 +72,7 @@ class Predictor:
         # what trained in fp16 on a GPU runs on a CPU all the same
         half = config.train.precision == "fp16" and device.type != "cuda"
         self.precision = resolve_precision("auto" if half else config.train.precision, device)
-        store_frozen(segmenter, self.precision)
+        store_for_inference(segmenter, self.precision)
         place(segmenter, device)
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from engine.data import open_tests
 from engine.evaluator import Result, evaluate, find_masks, protocol
 from engine.metrics import Record
 from engine.pictures import Case, contact_sheet, write_image
-from engine.precision import resolve_precision, store_frozen
+from engine.precision import resolve_precision, store_for_inference
 from engine.provenance import provenance
 from model import Segmenter
 from model.clip import sha256_of
@@ -51,7 +51,7 @@ class Scoring:
         longest = self.config.data.longest_sentence
         segmenter = load_segmenter(self.config, self.checkpoint, longest)
         segmenter.to(self.processes.device).eval()
-        store_frozen(segmenter, self.precision)
+        store_for_inference(segmenter, self.precision)
         scores = {label: self._score(segmenter, label, one) for label, one in sets.items()}
         if self.processes.is_main:
             results = self._results(scores, sets)

@@ -15,7 +15,7 @@ import torch
 from engine.checkpoint import load_segmenter
 from engine.evaluator import find_masks
 from engine.pictures import PREDICTION, TRUTH, overlay
-from engine.precision import resolve_precision, store_frozen
+from engine.precision import resolve_precision, store_for_inference
 from utils.data.dataset import ReferDataset
 
 from .runs import Run
@@ -78,7 +78,7 @@ def _segment(
     segmenter = load_segmenter(run.config, run.checkpoint, run.config.data.longest_sentence)
     segmenter.to(device).eval()
     precision = resolve_precision(run.config.train.precision, device)
-    store_frozen(segmenter, precision)
+    store_for_inference(segmenter, precision)
     masks: dict[tuple[str, int], np.ndarray] = {}
     for label, kinds in chosen.items():
         found = find_masks(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.checkpoint import load_segmenter, read_config, read_metadata, save_checkpoint
+from engine.precision import store_frozen
 from engine.sampler import check_batch_size
 from engine.update import GuardedAdam, Update
 from model import build_segmenter
@@ -95,3 +96,47 @@ def test_one_sentence_alone_has_nothing_to_be_normalised_by(
     check_batch_size(config_of(model=cris), fake_set(), processes)
     with pytest.raises(ValueError, match=r"train\.micro_batch: .*neck: fpn"):
         check_batch_size(config_of(train=train, model=cris), fake_set(), processes)
+
+
+def test_a_compiled_update_is_the_same_update(
+    tiny_config: Callable, batch: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def compile_quickly(module: torch.nn.Module) -> Any:
+        compiled.append(module)
+        return whole(module, backend="eager", fullgraph=True)
+
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    rows = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        segmenter = build_segmenter(tiny_config("vit").model, image_size=64, max_words=9).train()
+        groups = segmenter.parameter_groups(lr=1e-3, encoder_lr_scale=1.0)
+        adam = GuardedAdam(groups, weight_decay=0.0)
+        update = Update(segmenter, adam, processes=ALONE, precision="fp32", compiles=compiles)
+        parts = dict(zip(("image", "ids", "mask"), batch, strict=True))
+        rows.append([update(parts)[0] for _ in range(2)])
+    assert compiled == [segmenter]
+    torch.testing.assert_close(*rows)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_frozen_weights_in_bf16_change_no_bit_and_stay(
+    kind: str, tiny_config: Callable, batch: tuple
+) -> None:
+    segmenter = build_segmenter(tiny_config(kind).model, image_size=64, max_words=9).eval()
+    outcomes = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _ = segmenter(*batch[:2])
+        trains = [p for p in segmenter.parameters() if p.requires_grad]
+        outcomes.append((logits, torch.autograd.grad(logits.float().sum(), trains)))
+        store_frozen(segmenter, "bf16")
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+    types = {name: value.dtype for name, value in segmenter.encoder.clip.named_parameters()}
+    halves = {name for name, dtype in types.items() if dtype == torch.bfloat16}
+    assert "visual.positions" not in halves and "text.token_embed.weight" not in halves
+    assert {name for name in types if name.endswith("q_proj.weight")} <= halves
+    assert all(p.dtype == torch.float32 for p in trains)

@@ -1,6 +1,7 @@
 """What the sentences about an image share: computed once, and the same to the last bit."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -65,3 +66,29 @@ def test_nothing_of_the_image_tower_runs_twice(
     assert steps == list(range(min(step + 1, STEPS)))
     segmenter([seen, seen], ids)
     assert steps == list(range(STEPS))
+
+
+@pytest.mark.parametrize("name", ["vit bridger", "resnet bridger", "intertwine"])
+def test_towers_that_are_recomputed_keep_less_and_learn_the_same(
+    name: str, tiny_segmenter: Callable, batch: tuple[torch.Tensor, ...]
+) -> None:
+    kind, model, _ = MODELS[name]
+    outcomes, kept = [], []
+    for recomputes in (False, True):
+        segmenter = tiny_segmenter(kind, model).train()
+        segmenter.encoder.recomputes = recomputes
+        torch.manual_seed(1)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(note, sizes), lambda kept: kept):
+            logits, _ = segmenter(*batch[:2])
+        logits.mean().backward()
+        trains = {n: p.grad for n, p in segmenter.named_parameters() if p.requires_grad}
+        outcomes.append((logits, trains))
+        kept.append(sum(sizes))
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+    assert kept[1] < 0.8 * kept[0]
+
+
+def note(sizes: list[int], kept: torch.Tensor) -> torch.Tensor:
+    sizes.append(kept.numel())
+    return kept

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.precision import store_for_inference, store_frozen
 from model import Segmenter, build_segmenter
 from model.adapters import ADAPTERS
 from model.bridges import BRIDGES
@@ -199,6 +200,20 @@ def test_a_mask_depends_neither_on_its_batch_mates_nor_much_on_precision(
             rounded = segmenter(image, ids)[0].float()
     torch.testing.assert_close(together, alone)
     assert (together - rounded).norm() < 0.1 * together.norm()
+
+
+@torch.no_grad()
+def test_weights_held_in_bf16_change_no_bit_under_autocast(make: Callable, batch: tuple) -> None:
+    segmenter = make().eval()
+    segmenter.backbone["sha256"] = "of a file"  # without one nothing frozen is rounded
+    logits = []
+    for store in (store_frozen, store_for_inference, None):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits.append(segmenter(*batch[:2])[0])
+        if store:
+            store(segmenter, "bf16")
+    assert segmenter.encoder.clip.text.proj.weight.dtype == torch.bfloat16
+    assert all(torch.equal(logits[0], one) for one in logits[1:])
 
 
 @pytest.mark.parametrize(("name", "kind"), TOGETHER)
