@@ -76,7 +76,9 @@ def predict(arguments: argparse.Namespace, inputs: "Inputs") -> int:
     from engine.checkpoint import choose_config
     from engine.prediction import load
     from engine.prediction_job import Job
+    from utils.allocator import keep_freed_memory
 
+    keep_freed_memory()
     options = list(arguments.opts)
     if arguments.threshold is not None:
         options.append(f"eval.threshold={arguments.threshold}")

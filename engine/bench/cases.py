@@ -42,6 +42,8 @@ KINDS = {
     "sentences-8": Kind("1 picture and 8 sentences"),
     "loader": Kind("a training sample from a JPEG of 640 x 480, on one core", by_model=False,
                    on_device=False),
+    "loader-pixels": Kind("the same where resized images are kept (prepare_datasets.py --pixels)",
+                          by_model=False, on_device=False),
     "postprocess": Kind("from a sentence's logits to its intersection and union at 640 x 480, on "
                         "one core", by_model=False, on_device=False),
     "startup": Kind("a new process, until it ends", by_model=False, on_device=False),

@@ -24,6 +24,7 @@ PREPARE: dict[str, Callable[[Task], AbstractContextManager[Repeat]]] = {
     "predict-8": eight_pictures,
     "sentences-8": one_picture,
     "loader": loader_samples,
+    "loader-pixels": loader_samples,
     "postprocess": post_processing,
     "startup": process_start,
     "end-to-end": end_to_end,

@@ -29,6 +29,7 @@ DEMO = "config/demo/etris.yaml"
         ("predict-8", {"seconds"}),
         ("sentences-8", {"seconds"}),
         ("loader", {"seconds", "samples_per_second"}),
+        ("loader-pixels", {"seconds", "samples_per_second"}),
         ("postprocess", {"seconds"}),
         ("end-to-end", {"seconds", "share_of_bf16_rate", "share_waiting",
                         "training_images_per_second", "evaluation_sentences_per_second"}),
