@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 from .runs import Point
 
 WIDTH, HEIGHT = 460, 230
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 28
+LEFT, RIGHT, TOP, BOTTOM = 56, 24, 10, 28
 MOST_POINTS = 500  # of a line: more than there are pixels
 FEW_POINTS = 60  # so few are marked one by one
 NUM_COLOURS = 6  # c0 to c5 of page.css
