@@ -15,7 +15,7 @@ help: ## list what there is
 	@echo "options: PYTHON=python3.12  VENV=folder  ARGS='options of the script'"
 
 demo: $(VENV)/.running ## prepare, train, test and picture the demo, at most 12 minutes
-	$(BIN)/python tools/demo.py $(ARGS)
+	$(BIN)/python tools/train_demo.py $(ARGS)
 
 test: check pytest ## ruff, mypy and pytest
 

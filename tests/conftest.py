@@ -1,5 +1,6 @@
-"""Tiny CLIPs of both kinds, as models and as files in OpenAI's layout, and a server of files."""
+"""Tiny CLIPs of both kinds, as models and files in OpenAI's layout; a file server; a browser."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from model import Segmenter, build_segmenter
 from model.clip import CLIP, Sizes, to_openai
 from utils.config import Config
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
 IMAGE_SIZE = 64
 MAX_WORDS = 9
 END = 49407
@@ -39,6 +41,15 @@ TINY = {"vit": TINY_VIT, "resnet": TINY_RESNET, "joint": TINY_JOINT}
 def kind(request: pytest.FixtureRequest) -> str:
     """Both kinds of image tower, one after the other."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium; without one the test is skipped."""
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is on the PATH")
+    return browser
 
 
 @pytest.fixture(scope="session")

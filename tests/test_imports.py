@@ -85,7 +85,7 @@ def test_the_project_is_read_whole() -> None:
         ("utils.data.store", "from engine import metrics"),
         ("utils.config", "def late():\n    from model.loss import loss"),
         ("engine.trainer", "import train"),
-        ("engine.trainer", "from tools.demo import main"),
+        ("engine.trainer", "from tools.train_demo import main"),
         ("model.segmenter", "from utils.config import ModelConfig"),
         ("model.segmenter", "from engine import trainer"),
         ("model.clip.vit", "from model.adapters.lora import Lora"),
@@ -98,7 +98,7 @@ def test_the_project_is_read_whole() -> None:
         ("model.bridges.bridger", "from model.segmenter import Segmenter"),
         ("model.decoder", "from model import build_segmenter"),
         ("model.side.gst", "from model.decoder import Neck"),
-        ("train", "from tools.demo import main"),
+        ("train", "from tools.train_demo import main"),
     ],
 )
 def test_wrong_imports_are_found(module: str, source: str) -> None:

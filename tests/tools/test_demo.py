@@ -1,247 +1,156 @@
-"""The demo: guessing without a sentence, stages that are done once, and one tiny real run."""
+"""The command of the page: what it shows, what it refuses, and what it leaves behind."""
 
-import hashlib
-import json
 import os
-import pickle
-import runpy
-import shlex
+import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from itertools import pairwise
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tools import demo
-from utils.config import Config, load_config
 
-RECTANGLES = {1: (0, 0, 4, 5), 2: (10, 0, 8, 5), 3: (0, 6, 2, 2)}  # x, y, width, height
-
-
-@pytest.fixture
-def scene(tmp_path: Path) -> Path:
-    """A data set of one picture with objects of 20, 40 and 4 pixels; the second is referred to."""
-    folder = tmp_path / "datasets" / "demo"
-    folder.mkdir(parents=True)
-    annotations = [
-        {"id": name, "image_id": 7, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
-        for name, (x, y, w, h) in RECTANGLES.items()
-    ]
-    image = {"id": 7, "file_name": "COCO_train2014_000000000007.jpg", "height": 10, "width": 20}
-    instances = {"images": [image], "annotations": annotations}
-    (folder / "instances.json").write_text(json.dumps(instances))
-    sentences = [{"sent_id": number, "sent": f"sentence {number}"} for number in range(300)]
-    reference = {"ref_id": 0, "ann_id": 2, "image_id": 7, "category_id": 1, "split": "val"}
-    refs = [reference | {"sentences": sentences}]
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
-    return tmp_path / "datasets"
+needs_gradio = pytest.mark.skipif(
+    find_spec("gradio") is None, reason="no gradio; pip install -r requirements-demo.txt"
+)
 
 
-def test_guesses(scene: Path) -> None:
-    union, chosen = demo.guess_scores(scene, "val").values()
-    assert (union.intersection, union.union, union.count) == (300 * 40, 300 * 64, 300)
-    assert union.oIoU == union.mIoU == pytest.approx(100 * 40 / 64)
-    # One of three objects: right in a third of the cases, without any overlap in the others.
-    assert chosen.mIoU == pytest.approx(100 / 3, abs=8)
-    num_right = chosen.hits[0]
-    assert chosen.intersection == 40 * num_right
-    assert 40 * num_right + 44 * (300 - num_right) < chosen.union < 40 * num_right + 60 * 300
-    assert demo.guess_scores(scene, "val")["guess: a random object"] == chosen
-    assert demo.guess_scores(scene, "val", seed=1)["guess: a random object"] != chosen
+def test_names_are_those_of_runs_and_files() -> None:
+    paths = ["runs/a/best.safetensors", "b.safetensors", "other/a/best.safetensors"]
+    found = demo.choose_checkpoints([Path(path) for path in paths])
+    assert list(found) == ["a", "b", "a (2)"]
+    with pytest.raises(ValueError, match=r"--checkpoint b\.safetensors is given twice"):
+        demo.choose_checkpoints([Path("b.safetensors")] * 2)
 
 
-class Commands:
-    """Stands for the commands: notes them and leaves what they would leave."""
-
-    def __init__(self) -> None:
-        self.called: list[str] = []
-        self.failing: str | None = None
-
-    def __call__(self, words: list[str]) -> None:
-        script = Path(words[0]).stem
-        self.called.append(script)
-        if script == self.failing:
-            raise demo.CommandError(shlex.join(["python", *words]), 130)
-        values = dict(pairwise(words))
-        if script == "train":
-            folder = Path(load_config(values["--config"]).run.folder or "")
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "best.safetensors").write_text("weights")
-        elif script == "test":
-            checkpoint, output = Path(values["--checkpoint"]), Path(values["--output"])
-            config = load_config(values["--config"]).to_dict() if "--config" in values else {}
-            scores = {"oIoU": 12.5, "mIoU": 25.0, "Pr@0.5": 50.0}
-            results = {
-                "command": shlex.join(["python", *words]),
-                "checkpoint": {"sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()},
-                "data": {"fingerprint": "f"},
-                "config": config,
-                "splits": dict.fromkeys(("val", "testA", "testB"), scores),
-            }
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "results.json").write_text(json.dumps(results))
-
-
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
-    commands = Commands()
-    monkeypatch.setattr(demo, "run_command", commands)
-    monkeypatch.setattr("utils.data.store.ReferStore.__init__", _fake_store)
-    monkeypatch.chdir(demo.ROOT)  # main() goes there
-    return commands
-
-
-def _fake_store(self, *_: object) -> None:
-    self.header = {"fingerprint": "f"}
-
-
-@pytest.fixture
-def arguments(scene: Path, tmp_path: Path) -> list[str]:
-    config = {"data": {"dataset": "demo", "root": str(scene)}, "run": {"folder": f"{tmp_path}/run"}}
-    (tmp_path / "tiny.yaml").write_text(json.dumps(config))  # JSON is YAML
-    (tmp_path / "committed.safetensors").write_text("other weights")
-    return [
-        f"--config={tmp_path}/tiny.yaml",
-        f"--checkpoint={tmp_path}/committed.safetensors",
-    ]
-
-
-def test_stages_run_once(commands: Commands, arguments: list[str], tmp_path, capsys) -> None:
-    assert demo.main(arguments) == 0
-    assert commands.called == ["prepare_datasets", "train", "test", "test"]
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-15:-2]]
-    assert rows[0] == ["split", "oIoU", "mIoU", "Pr@0.5"]
-    assert [row[0] for row in rows[1::4]] == ["val", "testA", "testB"]
-    assert rows[1] == ["val", "trained", "here", "12.50", "25.00", "50.00"]
-    assert rows[2] == ["committed", "committed.safetensors", "12.50", "25.00", "50.00"]
-    assert rows[3][-3:-1] == ["62.50", "62.50"]
-
-    commands.called.clear()
-    assert demo.main(arguments) == 0
-    assert commands.called == ["prepare_datasets"]
-    assert capsys.readouterr().out.count("done already: python test.py") == 2
-
-    (tmp_path / "committed.safetensors").write_text("new weights")
-    commands.called.clear()
-    assert demo.main(arguments) == 0 and commands.called == ["prepare_datasets", "test"]
-
-    config = json.loads((tmp_path / "tiny.yaml").read_text()) | {"train": {"seed": 1}}
-    (tmp_path / "tiny.yaml").write_text(json.dumps(config))
-    commands.called.clear()
-    assert demo.main(arguments) == 0 and commands.called == ["prepare_datasets", "train", "test"]
-
-    commands.called.clear()
-    assert demo.main([*arguments, "--fresh"]) == 0
-    assert commands.called == ["prepare_datasets", "train", "test", "test"]
-
-
-def test_stop_in_a_command_ends_the_demo(commands: Commands, arguments, capsys) -> None:
-    commands.failing = "train"
-    assert demo.main(arguments) == 130
-    assert commands.called == ["prepare_datasets", "train"]
-    error = capsys.readouterr().err
-    assert "stopped in: python train.py --config" in error and "run the demo again" in error
-
-
-def run_here(words: list[str]) -> None:
-    """The real command, in this process."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", list(words))
-        runpy.run_path(words[0], run_name="__main__")
-    assert ended.value.code == 0
-
-
-def test_with_the_real_commands(
-    tmp_path: Path,
-    tiny_config: Callable[..., Config],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_without_a_checkpoint_that_of_the_demo_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from engine.checkpoint import save_checkpoint
-    from model import build_segmenter
-    from utils.data.demo.writer import write_demo
+    trained = tmp_path / "runs/demo-etris/best.safetensors"
+    committed = tmp_path / "pretrain/demo-etris.safetensors"
+    for name, path in (("ROOT", tmp_path), ("TRAINED", trained), ("COMMITTED", committed)):
+        monkeypatch.setattr(demo, name, path)
+    with pytest.raises(ValueError, match="run `make demo`, or name one"):
+        demo.choose_checkpoints(None)
+    for path in (committed, trained):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert demo.choose_checkpoints(None) == {"demo-etris": path}
+        assert f"taking {path.relative_to(tmp_path)}\n" in capsys.readouterr().out
 
-    monkeypatch.chdir(demo.ROOT)
-    monkeypatch.setattr(demo, "run_command", run_here)
-    write_demo(tmp_path / "datasets/demo", num_train_objects=8, num_test_objects=3)
-    config = tiny_config(
-        "vit",
-        data={"dataset": "demo", "root": f"{tmp_path}/datasets"},
-        train={"batch_size": 4, "max_steps": 1},
-        run={"folder": f"{tmp_path}/run"},
+
+def test_what_make_demo_trains_is_where_the_page_looks() -> None:
+    from utils.config import load_config
+
+    folder = load_config(demo.ROOT / "config/demo/etris.yaml").run.folder
+    assert folder is not None and demo.ROOT / folder / "best.safetensors" == demo.TRAINED
+
+
+def test_without_gradio_one_sentence_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "engine.page.app", raising=False)
+    assert demo.main(["--port", "0"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the page needs gradio; get it with `pip install -r requirements-demo.txt`\n"
     )
-    path, checkpoint = tmp_path / "tiny.yaml", tmp_path / "committed.safetensors"
-    path.write_text(config.to_yaml())
-    size, max_words = config.data.image_size, config.data.max_words
-    segmenter = build_segmenter(config.model, image_size=size, max_words=max_words)
-    save_checkpoint(checkpoint, segmenter, config)
-    arguments = [f"--config={path}", f"--checkpoint={checkpoint}"]
-    assert demo.main(arguments) == 0
-    first = capsys.readouterr().out
-    assert "done already" not in first
-    pictures = first.splitlines()[-1].split()
-    assert pictures[0] == "pictures:" and len(pictures) == 7
-    assert all(Path(picture).is_file() for picture in pictures[1:])
-    assert demo.main(arguments) == 0
-    again = capsys.readouterr().out
-    assert again.count("done already") == 2
-    assert again.splitlines()[-15:] == first.splitlines()[-15:]
 
 
 @pytest.mark.parametrize(
-    ("extra", "expected"),
+    ("words", "message"),
     [
-        (["--config", "absent.yaml"], "absent.yaml: cannot be read"),
-        (["--checkpoint", "absent.safetensors"], "absent.safetensors is missing"),
-        (["--opts", "data.dataset=refcoco"], "data.dataset: 'refcoco': should be 'demo'"),
+        (["--examples", "none.png"], "--examples: none.png: no such picture"),
+        (["--host", "256.0.0.1"], "--host 256.0.0.1 --port 7860: "),
+        (["--port", "99999"], "--port 99999 should be from 0 to 65535"),
     ],
 )
-def test_mistakes(commands: Commands, arguments, capsys, extra, expected) -> None:
-    assert demo.main([*arguments, *extra]) == 2
-    assert expected in capsys.readouterr().err and commands.called == []
+def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(words) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_commands_are_shown_and_their_exit_code_is_kept(tmp_path: Path, capfd) -> None:
-    script = tmp_path / "script.py"
-    script.write_text("import sys; print('working'); sys.exit(int(sys.argv[1]))")
-    demo.run_command([str(script), "0"])
-    assert capfd.readouterr().out == f"\n$ python {script} 0\nworking\n"
-    with pytest.raises(demo.CommandError) as failed:
-        demo.run_command([str(script), "3"])
-    assert failed.value.code == 3
+def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert demo.main(["--port", str(port)]) == 2
+    assert f"--port {port}: Address already in use; choose another" in capsys.readouterr().err
 
 
-def test_signals_let_the_command_save_first(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import signal, sys, time\n"
-        "def save(number, frame):\n"
-        "    time.sleep(0.5); print('saved', flush=True); sys.exit(128 + number)\n"
-        "signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save)\n"
-        "print('ready', flush=True); time.sleep(30)\n"
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """The command as a process of its own, which keeps its files in ``tmp_path``; its address."""
+    command = [sys.executable, str(demo.ROOT / "tools/demo.py"), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(
+        [*command, "--checkpoint", str(demo.COMMITTED)],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
     )
-    code = (
-        f"import sys; sys.path.insert(0, {str(demo.ROOT)!r}); from tools import demo\n"
-        f"try: demo.run_command([{str(script)!r}])\n"
-        "except demo.CommandError as error: sys.exit(error.code)"
-    )
-    for number, expected in (("SIGTERM", 143), ("SIGINT", 130)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, process_group=0
-        )
+    try:
         assert process.stdout is not None
-        while process.stdout.readline() != "ready\n":
-            pass
-        _send(process, number)
-        assert "saved" in process.stdout.read()
-        assert process.wait(10) == expected
+        opened = next(line for line in process.stdout if line.startswith("open "))
+        yield process, opened.split()[1]
+    finally:
+        process.kill()
+        process.communicate()
 
 
-def _send(process: subprocess.Popen, name: str) -> None:
-    if name == "SIGINT":  # the terminal sends it to all of the group
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.terminate()
+@needs_gradio
+def test_it_answers_this_machine_alone_and_leaves_nothing(
+    served: tuple[subprocess.Popen, str], tmp_path: Path
+) -> None:
+    process, url = served
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+    page = urllib.request.urlopen(url).read().decode()
+    assert "Find what a sentence names" in page
+    outside = re.findall(
+        r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["'](?:https?:)?//""", page
+    )
+    assert outside == []
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(urllib.request.Request(url, headers={"Host": "evil.example"}))
+    assert upload(url, b"given up") == 200
+    folder = next(tmp_path.glob("page-*"))
+    assert [path.read_bytes() for path in folder.rglob("*.png")] == [b"given up"]
+    assert folder.stat().st_mode & 0o077 == 0
+    assert upload(url, bytes(20 * 2**20 + 1)) == 413
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 1
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def upload(url: str, content: bytes) -> int:
+    """Send a file as the page does; the status of the answer."""
+    head = 'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    body = b"--b\r\n" + head.encode() + content + b"\r\n--b--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    request = urllib.request.Request(f"{url}/gradio_api/upload", data=body, headers=kind)
+    try:
+        return urllib.request.urlopen(request).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@needs_gradio
+def test_another_host_is_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("engine.page.server.serve", lambda *_: None)
+    words = ["--port", "0", "--checkpoint", str(demo.COMMITTED), "--device", "cpu"]
+    assert demo.main([*words, "--host", "0.0.0.0"]) == 0
+    assert "warning: --host 0.0.0.0: whoever reaches this machine" in capsys.readouterr().err
+    assert demo.main(words) == 0
+    assert "warning" not in capsys.readouterr().err

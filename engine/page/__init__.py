@@ -1,0 +1,1 @@
+"""A page in the browser: a picture, sentences, and the masks that adapters find for them."""
