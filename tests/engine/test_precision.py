@@ -4,10 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from engine import precision
-from engine.precision import autocast, resolve_precision
+from engine.precision import autocast, resolve_precision, store_frozen
+from engine.update import GuardedAdam, Update
+from model import build_segmenter
+from utils.config import load_config
+from utils.data.dataset import ReferDataset
+from utils.data.demo.writer import write_demo
+from utils.data.packing import pack_dataset
+from utils.data.refer import refer_source
+from utils.distributed import Processes
 
+ROOT = Path(__file__).parents[2]
+ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -50,3 +61,37 @@ def test_autocast_computes_in_it(name: str, expected: torch.dtype) -> None:
     x = torch.ones(2, 2)
     with autocast(name, CPU):
         assert (x @ x).dtype == expected
+
+
+@pytest.fixture(scope="module")
+def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed demo of a few dozen references."""
+    root = tmp_path_factory.mktemp("datasets")
+    write_demo(root / "demo", num_train_objects=60, num_test_objects=3)
+    pack_dataset(root, refer_source(root, "demo"))
+    return root
+
+
+@pytest.mark.parametrize("name", ["etris", "etris_vit"])
+def test_bf16_changes_fifty_losses_less_than_another_draw_of_dropout(
+    name: str, demo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(f"config/demo/{name}.yaml", ["model.decoder.dropout=0.1"])
+    size = config.data.image_size
+    train_set = ReferDataset(demo_root, "demo", "train", image_size=size, max_words=17)
+    order = torch.randperm(50 * 4, generator=torch.Generator().manual_seed(0)) % len(train_set)
+    batches = [default_collate([train_set[int(i)] for i in part]) for part in order.split(4)]
+    losses = []
+    for number_format, seed in (("fp32", 0), ("fp32", 1), ("bf16", 0)):
+        torch.manual_seed(0)
+        segmenter = build_segmenter(config.model, image_size=size, max_words=17).train()
+        store_frozen(segmenter, number_format)
+        groups = segmenter.parameter_groups(lr=3e-4, encoder_lr_scale=1.0)
+        adam = GuardedAdam(groups, weight_decay=0.0)
+        update = Update(segmenter, adam, processes=ALONE, precision=number_format)
+        torch.manual_seed(seed)
+        losses.append(torch.stack([update(batch)[0][0] for batch in batches]))
+    plain, other_draw, rounded = losses
+    assert plain[-10:].mean() < 0.8 * plain[:10].mean()
+    assert (rounded - plain).abs().mean() < (other_draw - plain).abs().mean()
