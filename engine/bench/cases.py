@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "train": Kind("a training step on 4 samples: forward, backward, optimizer"),
-    "memory": Kind("peak memory above what was there before that step", "bytes", fresh=True),
+    "memory": Kind("the most memory that a process holds over two such steps", "bytes", fresh=True),
     "predict-1": Kind("1 picture of 640 x 480 and 1 sentence, from pixels to logits"),
     "predict-8": Kind("8 pictures with a sentence each, from letterboxed pixels to logits"),
     "sentences-8": Kind("1 picture and 8 sentences"),

@@ -83,8 +83,8 @@ def _parts(summary: Mapping[str, Any], name_of_figure: str) -> str:
     for name, value in summary["figures"].items():
         if name in ("forward", "backward", "optimizer"):
             told.append(f"{name} {value:.3g} s")
-        elif name == "peak_bytes":
-            told.append(f"{value / 1e9:.2f} GB with all that the process holds")
+        elif name == "added_bytes":
+            told.append(f"{value / 1e9:.2f} GB of it by the two updates")
         elif name != name_of_figure:
             share = name.startswith("share_")
             words = name.replace("_", " ")

@@ -24,7 +24,7 @@ DEMO = "config/demo/etris.yaml"
     ("kind", "figures"),
     [
         ("train", {"seconds", "forward", "backward", "optimizer"}),
-        ("memory", {"bytes", "peak_bytes"}),
+        ("memory", {"bytes", "added_bytes"}),
         ("predict-1", {"seconds"}),
         ("predict-8", {"seconds"}),
         ("sentences-8", {"seconds"}),

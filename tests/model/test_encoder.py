@@ -92,3 +92,13 @@ def test_towers_that_are_recomputed_keep_less_and_learn_the_same(
 def note(sizes: list[int], kept: torch.Tensor) -> torch.Tensor:
     sizes.append(kept.numel())
     return kept
+
+
+def test_nothing_is_kept_of_what_comes_before_the_first_bridge(
+    case: tuple[Segmenter, int], batch: tuple[torch.Tensor, ...]
+) -> None:
+    segmenter, _ = case
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(partial(note, sizes), lambda kept: kept):
+        seen = segmenter.train().encode_image(batch[0])
+    assert not sizes and not seen.hidden.x.requires_grad
