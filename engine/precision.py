@@ -45,8 +45,8 @@ def store_frozen(segmenter: Segmenter, precision: str) -> None:
     ``autocast`` would round them so at every use; the results are the same to the last bit. A
     CLIP that has no file stays as it is, since checkpoints must hold it.
     """
-    if segmenter.backbone["sha256"] is not None:
-        _store(segmenter.encoder.clip, precision, also_trainable=False)
+    if precision in TYPES and segmenter.backbone["sha256"] is not None:
+        _store(segmenter.encoder.clip, TYPES[precision], also_trainable=False)
 
 
 def store_for_inference(segmenter: Segmenter, precision: str) -> None:
@@ -54,17 +54,16 @@ def store_for_inference(segmenter: Segmenter, precision: str) -> None:
 
     The segmenter can be trained or saved no more.
     """
-    _store(segmenter, precision, also_trainable=True)
+    if precision in TYPES:
+        _store(segmenter, TYPES[precision], also_trainable=True)
 
 
-def _store(module: nn.Module, precision: str, *, also_trainable: bool) -> None:
-    if precision not in TYPES:
-        return
+def _store(module: nn.Module, dtype: torch.dtype, *, also_trainable: bool) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             for parameter in layer.parameters(recurse=False):
                 if also_trainable or not parameter.requires_grad:
-                    parameter.data = parameter.data.to(TYPES[precision])
+                    parameter.data = parameter.data.to(dtype)
 
 
 def _cpu_flags() -> set[str]:
