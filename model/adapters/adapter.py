@@ -6,7 +6,6 @@ from model.clip.clip import CLIP
 from model.clip.common import exchange, fill
 
 from .common import (
-    Adapter,
     TunedNorm,
     bottleneck,
     bottlenecks_of,
@@ -63,6 +62,17 @@ def add_adapter(
             fill(half, "after", Adapter(half.width, narrow(half.width, reduction, "adapter")))
             if norms:
                 exchange(half, "norm", TunedNorm(half.norm))
+
+
+class Adapter(nn.Module):
+    """``x + up(GELU(down(x)))``, nearly the identity at the start."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.change = bottleneck(width, hidden, nn.Linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.change(x)
 
 
 class AdaptedConv(nn.Conv2d):

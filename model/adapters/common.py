@@ -61,17 +61,6 @@ def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1)
 
 
-class Adapter(nn.Module):
-    """``x + up(GELU(down(x)))``, nearly the identity at the start."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.change = bottleneck(width, hidden, nn.Linear)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.change(x)
-
-
 class TunedNorm(nn.LayerNorm):
     """A LayerNorm that trains: ``(weight + weight_change) * normalize(x) + bias + bias_change``.
 

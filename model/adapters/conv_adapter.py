@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from model.clip.clip import CLIP
 from model.clip.common import exchange, fill
 
-from .common import Adapter, bottleneck, bottlenecks_of, narrow, pointwise
+from .adapter import Adapter
+from .common import bottleneck, bottlenecks_of, narrow, pointwise
 
 
 def add_conv_adapter(clip: CLIP, *, reduction: int = 4) -> None:

@@ -63,7 +63,7 @@ def fill(residual: Residual, slot: str, module: nn.Module) -> None:
     taken = getattr(residual, slot)
     if not isinstance(taken, nn.Identity):
         raise ValueError(
-            f"{type(module).__name__} and {type(taken).__name__} both want the {slot!r} slot of "
+            f"{adapter_of(module)} and {adapter_of(taken)} both want the {slot!r} slot of "
             f"the same {type(residual).__name__}; drop one of the two adapters"
         )
     setattr(residual, slot, module)
@@ -80,10 +80,15 @@ def exchange(parent: nn.Module, name: str, layer: nn.Module) -> None:
     taken = getattr(parent, name)
     if type(taken) not in (nn.Linear, nn.Conv2d, nn.LayerNorm):
         raise ValueError(
-            f"{type(layer).__name__} and {type(taken).__name__} both want the place of {name!r} in "
+            f"{adapter_of(layer)} and {adapter_of(taken)} both want the place of {name!r} in "
             f"the same {type(parent).__name__}; drop one of the two adapters"
         )
     setattr(parent, name, layer)
+
+
+def adapter_of(layer: nn.Module) -> str:
+    """The name of the adapter that a layer is part of: that of its file."""
+    return type(layer).__module__.rpartition(".")[2]
 
 
 def quick_gelu(x: Tensor) -> Tensor:

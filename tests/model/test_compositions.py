@@ -10,21 +10,21 @@ from model.adapters import ADAPTERS
 AFTER, SHORTCUT = "both want the 'after' slot", "both want the 'shortcut' slot"
 REFUSED = {
     "tiny-resnet": {
-        ("adapter", "adapter"): "AdaptedConv and AdaptedConv both want the place of 'conv3'",
-        ("adapter", "compacter"): f"Compacter and Adapter {AFTER}",
-        ("compacter", "compacter"): f"MapCompacter and MapCompacter {AFTER}",
-        ("conv_adapter", "conv_adapter"): "ConvBesideConv and .* 'conv2' in the same Bottleneck",
-        ("lora", "lora"): "LoRA and LoRA both want the place of 'q_proj'",
-        ("snf", "snf"): f"Flow and Flow {SHORTCUT}",
+        ("adapter", "adapter"): "adapter and adapter both want the place of 'conv3'",
+        ("adapter", "compacter"): f"compacter and adapter {AFTER}",
+        ("compacter", "compacter"): f"compacter and compacter {AFTER}",
+        ("conv_adapter", "conv_adapter"): "conv_adapter and .* 'conv2' in the same Bottleneck",
+        ("lora", "lora"): "lora and lora both want the place of 'q_proj'",
+        ("snf", "snf"): f"snf and snf {SHORTCUT}",
     },
     "tiny-vit": {
-        ("adapter", "adapter"): f"Adapter and Adapter {AFTER}",
-        ("adapter", "compacter"): f"Compacter and Adapter {AFTER}",
-        ("compacter", "compacter"): f"Compacter and Compacter {AFTER} of the same PreNorm; drop",
-        ("conv_adapter", "conv_adapter"): f"ConvAdapter and ConvAdapter {SHORTCUT}",
-        ("conv_adapter", "snf"): f"Flow and ConvAdapter {SHORTCUT}",
-        ("lora", "lora"): "LoRA and LoRA both .* in the same Attention; drop one",
-        ("snf", "snf"): f"Flow and Flow {SHORTCUT}",
+        ("adapter", "adapter"): f"adapter and adapter {AFTER}",
+        ("adapter", "compacter"): f"compacter and adapter {AFTER}",
+        ("compacter", "compacter"): f"compacter and compacter {AFTER} of the same PreNorm; drop",
+        ("conv_adapter", "conv_adapter"): f"conv_adapter and conv_adapter {SHORTCUT}",
+        ("conv_adapter", "snf"): f"snf and conv_adapter {SHORTCUT}",
+        ("lora", "lora"): "lora and lora both .* in the same Attention; drop one",
+        ("snf", "snf"): f"snf and snf {SHORTCUT}",
     },
 }
 
@@ -45,6 +45,6 @@ def test_two_adapters_compose_or_are_refused(kind: str, make_model: Callable) ->
 
 def test_the_place_is_named_in_every_kind_of_tower(make_model: Callable) -> None:
     adapters = [{"name": "lora"}, {"name": "lora"}]
-    message = "LoRA and LoRA both .* 'q_proj' in the same RotaryAttention; drop one of the two"
+    message = "lora and lora both .* 'q_proj' in the same RotaryAttention; drop one of the two"
     with pytest.raises(ValueError, match=message):
         make_model("tiny-eva", {"bridges": [], "adapters": adapters})
