@@ -77,4 +77,4 @@ class Flow(nn.Module):
             logits = torch.addr(logits[1:], gram[k:, k - 1], bends[-1])
             bends.append(logits[0].tanh())
         start = torch.addcmul(self.shift, scale, x)
-        return torch.addmm(start, torch.stack(bends).mT, self.u)
+        return start.addmm_(torch.stack(bends).mT, self.u)

@@ -94,16 +94,14 @@ class Intertwine(nn.Module):
         assert image.prefix is not None and text.prefix is not None and text.keep is not None
         class_token, words, keep = image.prefix[:, :1], text.x, text.keep
         if self.to_image is not None:
-            inserted, num_patches = self.to_image(words), image.x[0, 0].numel()
-            is_word = keep[:, -words.shape[1] :]
+            inserted, is_token = self.to_image(words), keep[:, -words.shape[1] :]
             if self.refresh == "block":
                 image = image._replace(memory=inserted)
-                around = (1 + num_patches, 0)
             else:
                 image = image._replace(prefix=torch.cat([class_token, inserted], dim=1))
-                around = (1, num_patches)
+                is_token = F.pad(is_token, (0, image.x[0, 0].numel()), value=True)
             if self.mask_padding:
-                image = image._replace(keep=F.pad(is_word, around, value=True))
+                image = image._replace(keep=is_token)
         if self.to_text is not None:
             keep = torch.cat([torch.ones_like(keep[:, :1]), keep], dim=1)  # (B, 1 + L)
             text = text._replace(prefix=self.to_text(class_token), keep=keep)

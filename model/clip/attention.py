@@ -3,6 +3,7 @@
 Shapes: B batch, C width, D width of a head, N queries, M keys.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -44,9 +45,9 @@ class Attention(nn.Module):
         query: Tensor,  # (B, N, C)
         key: Tensor | None = None,  # (B, M, memory_width); the query itself by default
         value: Tensor | None = None,  # like key; the key by default
-        keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
+        keep: Tensor | None = None,  # (B, K) bool: as for attend()
         value_change: Tensor | None = None,  # (B, M, C): added to the projected values
-        memory: Tensor | None = None,  # tokens that stand behind key and value, and in keep
+        memory: Tensor | None = None,  # tokens that stand behind key and value
     ) -> Tensor:
         key = query if key is None else key
         value = key if value is None else value
@@ -70,16 +71,21 @@ def attend(
     query: Tensor,  # (B, heads, N, D)
     key: Tensor,  # (B, heads, M, D)
     value: Tensor,  # (B, heads, M, D)
-    keep: Tensor | None = None,  # (B, M) bool: the tokens that may be attended to
+    keep: Tensor | None = None,  # (B, K) bool: of the last K keys, those that may be attended to
     *,
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """``softmax(Q K^T / sqrt(D)) V``, the heads put together: ``(B, N, heads D)``."""
-    mask = None if keep is None else keep[:, None, None, :]  # over heads and queries
+    """``softmax(Q K^T / sqrt(D)) V``, the heads put together: ``(B, N, heads D)``.
+
+    Keys before those of ``keep`` may be attended to.
+    """
     if products_are_faster(query, key, dropout):
-        x = attend_by_products(query, key, value, mask, causal=causal, dropout=dropout)
+        x = attend_by_products(query, key, value, keep, causal=causal, dropout=dropout)
     else:
+        mask = None
+        if keep is not None:
+            mask = F.pad(keep, (key.shape[2] - keep.shape[1], 0), value=True)[:, None, None, :]
         x = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
     return x.transpose(1, 2).flatten(2)
 
@@ -100,17 +106,24 @@ def products_are_faster(query: Tensor, key: Tensor, dropout: float) -> bool:
 
 
 def attend_by_products(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, *, causal: bool, dropout: float
 ) -> Tensor:
     """What SDPA computes, with the scores written out: ``(B, heads, N, D)``."""
     scores = (query * query.shape[3] ** -0.5) @ key.mT  # (B, heads, N, M)
     if causal:
-        mask = scores.new_ones(scores.shape[2:], dtype=torch.bool).tril()
-    if mask is not None:
-        scores += scores.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
+        scores += hide(scores.new_ones(scores.shape[2:], dtype=torch.bool).tril(), scores.dtype)
+    elif keep is not None:
+        # a constant does not change the gradient, which autograd would copy nevertheless
+        with torch.no_grad():
+            scores[..., -keep.shape[1] :].add_(hide(keep, scores.dtype)[:, None, None])
     if dropout:
         return _DroppedSoftmax.apply(scores, value, draw(scores, dropout), 1 / (1 - dropout))
     return scores.softmax(dim=3) @ value
+
+
+def hide(keep: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to scores: 0 where ``keep`` is true, else minus infinity."""
+    return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, -math.inf)
 
 
 class _DroppedSoftmax(torch.autograd.Function):

@@ -23,7 +23,7 @@ class Hidden(NamedTuple):
 
     x: Tensor  # the input itself: image map (B, C, H, W), words (B, L, C)
     prefix: Tensor | None  # tokens in front of it, e.g. the class token: (B, P, C); None: no tokens
-    keep: Tensor | None = None  # which of all tokens are no padding: (B, P + N + M); None: all
+    keep: Tensor | None = None  # which of the last K tokens are no padding: (B, K); None: all
     memory: Tensor | None = None  # tokens that blocks read and leave as they are: (B, M, C)
     context: Tensor | None = None  # of the text, between its start token and its words: (B, M, C)
 
@@ -146,7 +146,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """``memory`` (B, M, C): tokens that are attended to and not changed.
 
-        ``keep`` (B, N + M) bool: the tokens that may be attended to; by default all.
+        ``keep`` (B, K) bool: which of the last K of all tokens may be attended to; by default all.
         """
         return self.mlp(self.attention(x, memory, keep=keep))
 

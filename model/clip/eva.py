@@ -31,7 +31,7 @@ class RotaryAttention(nn.Module):
         *,
         cosine: Tensor,  # (N, C / heads / 2)
         sine: Tensor,
-        keep: Tensor | None = None,  # (B, N + M) bool: the tokens that may be attended to
+        keep: Tensor | None = None,  # (B, K) bool: as for attend()
         memory: Tensor | None = None,  # (B, M, C): tokens without a place, read beside x
     ) -> Tensor:
         q, k, v = (

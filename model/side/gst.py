@@ -88,7 +88,7 @@ class GlobalShortcut(nn.Module):
         joint = self.narrow(to_tokens(features.joint.detach()))  # (B, HW, dim)
         num_queries, num_cells = len(self.queries), len(self.positions)
         prior = F.pad(global_prior(words, joint, is_word), (0, 0, num_queries, 0))
-        keep = F.pad(F.pad(is_word, (num_queries, 0), value=True), (0, num_cells), value=True)
+        keep = F.pad(is_word, (0, num_cells), value=True)  # (B, L + HW)
         queries, image = (x.expand(len(ids), -1, -1) for x in (self.queries, self.positions))
         others = torch.cat([queries, words], dim=1)  # (B, Q + L, dim)
         for module, enter, x in zip(self.stack, self.image_in, features.trail, strict=True):
@@ -124,7 +124,7 @@ class Module(nn.Module):
         self.prior_proj = nn.Linear(dim, dim, bias=False)  # W_p
 
     def forward(self, tokens: Tensor, prior: Tensor, keep: Tensor) -> Tensor:
-        """Tokens and prior ``(B, N, dim)``, ``keep`` (B, N) -> tokens."""
+        """Tokens and prior ``(B, N, dim)``, ``keep`` as for an attention -> tokens."""
         change = self.prior_proj(self.adapt(prior))
         tokens = self.block.attention(tokens, keep=keep, value_change=change)
         return self.block.mlp(tokens)
