@@ -32,7 +32,7 @@ def to_table(results: Results) -> str:
     """A row a case: the figure, the older code's, the released code's, rates and load."""
     is_paired = any("times_better" in entry for entry in results["cases"].values())
     header = ["case", "this"] + (["against", "ratio"] if is_paired else [])
-    header += ["released", "plain", "corrected", "target", "fp32", "bf16", "others"]
+    header += ["released", "plain", "corrected", "by bf16", "target", "fp32", "bf16", "others"]
     rows, notes = [header], []
     for name, entry in results["cases"].items():
         case = case_of(name, entry)
@@ -64,9 +64,10 @@ def _verdict_columns(case: Case, summary: Mapping[str, Any], *, device: str) -> 
     said = {None: "", True: "reached", False: "missed"}[reached]
     verdict = judge(case, summary, device=device)
     if verdict is None:
-        return ["", "", "", "" if most is None else f"{most:g} s {said}"]
+        return ["", "", "", "", "" if most is None else f"{most:g} s {said}"]
     target = "" if verdict.target is None else f"{verdict.target:g} {said}"
-    ratios = [f"{verdict.plain:.2f}", f"{verdict.corrected:.2f}"]
+    by_bf16 = "" if verdict.by_bf16 is None else f"{verdict.by_bf16:.2f}"
+    ratios = [f"{verdict.plain:.2f}", f"{verdict.corrected:.2f}", by_bf16]
     return [figure(case, verdict.released), *ratios, target]
 
 

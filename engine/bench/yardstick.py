@@ -41,12 +41,14 @@ class Verdict(NamedTuple):
         released: the released code's figure.
         plain: how many times better, as both were measured.
         corrected: the same, had the released code run on this machine as loaded as it was.
+        by_bf16: the same, had ours run on its machine; None for what does not compute in bf16.
         target: the least ``corrected`` to reach.
     """
 
     released: float
     plain: float
     corrected: float
+    by_bf16: float | None
     target: float | None
 
 
@@ -63,20 +65,22 @@ def judge(case: Case, summary: Mapping[str, Any], *, device: str) -> Verdict | N
 
     The released code computes in float32, so that its time on this machine is predicted from the
     rates of float32 here and there, whatever ``case`` computes in:
-    ``corrected = released * (rate there / rate here) / measured``. A rate of bf16 says nothing of
-    it. Bytes do not depend on the machine's speed. What runs on one core is compared with half of
-    the rate of two threads.
+    ``corrected = released * (rate there / rate here) / measured``. Our time there is predicted from
+    the rates of bf16 where the case computes in it. Bytes do not depend on the machine's speed.
+    What runs on one core is compared with half of the rate of two threads.
     """
     released, figure = released_figure(case), KINDS[case.kind].figure
     if released is None or (device != "cpu" and KINDS[case.kind].on_device):
         return None
     plain = released / summary["figures"][figure]
-    corrected = plain
+    corrected, by_bf16, rates = plain, None, summary["calibration"]
     if figure == "seconds":
         share = 1.0 if KINDS[case.kind].on_device else 1 / MACHINE["threads"]
-        corrected *= share * MACHINE["fp32"] / summary["calibration"]["fp32"]
+        corrected *= share * MACHINE["fp32"] / rates["fp32"]
+        if case.precision == "bf16":
+            by_bf16 = plain * share * MACHINE["bf16"] / rates["bf16"]
     key = f"{case.kind}/{case.precision}" if KINDS[case.kind].by_model else case.kind
-    return Verdict(released, plain, corrected, TIMES_BETTER.get(key))
+    return Verdict(released, plain, corrected, by_bf16, TIMES_BETTER.get(key))
 
 
 def is_reached(case: Case, summary: Mapping[str, Any], *, device: str) -> bool | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,24 +80,31 @@ def test_training_from_the_loader_is_for_a_gpu_unless_it_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "figures", "plain", "corrected", "reached"),
+    ("case", "figures", "plain", "corrected", "by_bf16", "reached"),
     [
         # half the yardstick's rate: the released code would have taken 16.9 s
-        (TRAIN, {"seconds": 4.225}, 2.0, 4.0, True),
-        (TRAIN, {"seconds": 8.45}, 1.0, 2.0, False),
+        (TRAIN, {"seconds": 4.225}, 2.0, 4.0, 2.5, True),
+        (TRAIN, {"seconds": 8.45}, 1.0, 2.0, 1.25, False),
+        (replace(TRAIN, precision="fp32"), {"seconds": 4.225}, 2.0, 4.0, None, True),
         (Case("memory/etris_rn101/bf16", "memory", TRAIN.config, "bf16"), {"bytes": 2.65e9},
-         2.0, 2.0, True),
+         2.0, 2.0, None, True),
         # one core at 79 GFLOP/s is one of the yardstick's two
-        (Case("loader", "loader"), {"seconds": 2.25e-3}, 3.0, 3.0, False),
+        (Case("loader", "loader"), {"seconds": 2.25e-3}, 3.0, 3.0, None, False),
     ],
 )  # fmt: skip
-def test_the_yardstick_is_moved_to_this_machine_by_its_float32_rate(
-    case: Case, figures: dict[str, float], plain: float, corrected: float, reached: bool
+def test_the_yardstick_is_moved_here_by_float32_and_ours_there_by_bf16(
+    case: Case,
+    figures: dict[str, float],
+    plain: float,
+    corrected: float,
+    by_bf16: float | None,
+    reached: bool,
 ) -> None:
-    summary = {"figures": figures, "calibration": {"fp32": 79.0, "bf16": 1.0}}
+    summary = {"figures": figures, "calibration": {"fp32": 79.0, "bf16": 740.8}}
     verdict = judge(case, summary, device="cpu")
     assert verdict is not None and is_reached(case, summary, device="cpu") is reached
     assert (verdict.plain, verdict.corrected) == pytest.approx((plain, corrected))
+    assert verdict.by_bf16 == (None if by_bf16 is None else pytest.approx(by_bf16))
 
 
 def test_a_gpu_and_other_configurations_have_no_yardstick() -> None:
@@ -139,9 +147,9 @@ def test_two_checkouts_take_turns_and_failures_are_told(
     assert found["cases"]["loader"]["failures"] == {"against": "ImportError: no such loader"}
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith("train/"))
-    # this, against, their ratio; released, plain, corrected, target; rates, others
+    # this, against, their ratio; released, plain, corrected, by bf16, target; rates, others
     assert " ".join(row.split()[1:]) == (
-        "1.50 s 3.00 s 2.00 (2.00 to 2.00) 8.45 s 5.63 11.27 4 reached 79 400 25 %"
+        "1.50 s 3.00 s 2.00 (2.00 to 2.00) 8.45 s 5.63 11.27 13.04 4 reached 79 400 25 %"
     )
     assert "loader, against: FAILED: ImportError: no such loader" in printed
     last = printed.splitlines()[-1]
