@@ -41,6 +41,7 @@ class Method:
     name: str
     attached: int  # parameters that train at the towers
     trained: int  # all that train
+    head: int  # those of the decoder, neck and projector
     runs: tuple[Run, ...]
 
     def scores(self, split: str, metric: str) -> list[float]:
@@ -99,7 +100,8 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
             sizes = count(first.config)
         except ValueError as error:
             raise ValueError(f"{first.path}: {error}") from None
-        methods.append(Method(name, sizes["attached"], sizes["trainable"], tuple(members)))
+        trained, head = sizes["trainable"], sizes["head"]
+        methods.append(Method(name, sizes["attached"], trained, head, tuple(members)))
     return methods
 
 
@@ -164,50 +166,57 @@ def mean_and_range(scores: Sequence[float]) -> str:
 
 
 def draw_chart(methods: Sequence[Method], splits: Sequence[str], path: Path) -> None:
-    """Scores over trained parameters: a panel for each metric and split, a colour per method.
+    """Scores over the parameters that train outside the head, which is how the papers count.
 
-    The mark is the mean, the bar goes from the lowest to the highest seed, each seed is a small
-    dot.  ``path`` ends in ``.png``, ``.svg`` or ``.pdf``.
+    Each backbone has a row of panels for each metric, with a panel for each split.  The mark is the
+    mean, the bar goes from the lowest to the highest seed, each seed is a small dot.  ``path`` ends
+    in ``.png``, ``.svg`` or ``.pdf``.
     """
     import matplotlib
 
     matplotlib.use("Agg")  # no window
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter
 
+    backbones: dict[str | None, list[Method]] = {}
+    for method in methods:
+        chosen = method.runs[0].config.model.backbone
+        backbones.setdefault(chosen.name or chosen.weights, []).append(method)
+    num_rows = len(backbones) * len(METRICS)
+    size = (1.8 + 3.6 * len(splits), 0.8 + 2.9 * num_rows)
     figure, axes = plt.subplots(
-        len(METRICS),
-        len(splits),
-        figsize=(1.8 + 3.6 * len(splits), 0.8 + 2.9 * len(METRICS)),
-        squeeze=False,
-        sharex=True,
-        layout="constrained",
+        num_rows, len(splits), figsize=size, squeeze=False, layout="constrained"
     )
-    sizes = [method.trained / 1e6 for method in methods]
-    for axis, (metric, split) in zip(
-        axes.flat, ((m, s) for m in METRICS for s in splits), strict=True
+    for start, (backbone, group) in zip(
+        range(0, num_rows, len(METRICS)), backbones.items(), strict=True
     ):
-        for i, (method, size) in enumerate(zip(methods, sizes, strict=True)):
-            scores = method.scores(split, metric)
-            mean, color, marker = fmean(scores), f"C{i % 10}", "osD^vP*Xhp<>d"[i % 13]
-            spread = [[mean - min(scores)], [max(scores) - mean]]
-            axis.errorbar(
-                size, mean, spread, color=color, marker=marker, capsize=3, label=method.name
-            )
-            axis.scatter([size] * len(scores), scores, color=color, s=7, alpha=0.5)
-        axis.set_title(f"{split} {metric}", fontsize=10)
-        axis.grid(alpha=0.3)
-        if max(sizes) > 5 * min(sizes):
-            axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} M"))
-        axis.margins(x=0.12, y=0.12)
-    for axis in axes[-1]:
-        axis.set_xlabel("trained parameters")
-    for row in axes:
-        row[0].set_ylabel("%")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+        for row, metric in zip(axes[start:], METRICS, strict=False):
+            for axis, split in zip(row, splits, strict=True):
+                _draw_panel(axis, group, split, metric)
+                axis.set_title(f"{backbone}, {split} {metric}", fontsize=10)
+            row[0].set_ylabel("%")
+        for axis in axes[start + len(METRICS) - 1]:
+            axis.set_xlabel("parameters trained outside the head")
+        axes[start, -1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:], dpi=150)
     plt.close(figure)
     write_bytes(path, content.getvalue())
+
+
+def _draw_panel(axis: Any, methods: Sequence[Method], split: str, metric: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    for i, method in enumerate(methods):
+        scores, size = method.scores(split, metric), method.trained - method.head
+        mean, color, marker = fmean(scores), f"C{i % 10}", "osD^vP*Xhp<>d"[i % 13]
+        spread = [[mean - min(scores)], [max(scores) - mean]]
+        axis.errorbar(size, mean, spread, color=color, marker=marker, capsize=3, label=method.name)
+        axis.scatter([size] * len(scores), scores, color=color, s=7, alpha=0.5)
+    # logarithmic, but from 0: a frozen CLIP stands there
+    axis.set_xscale("symlog", linthresh=1000, linscale=0.5)
+    most = max(method.trained - method.head for method in methods)
+    axis.set_xticks([0, *(10**power for power in range(3, len(str(most)) + 1))])
+    axis.xaxis.set_major_formatter(EngFormatter())
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.margins(x=0.12, y=0.12)

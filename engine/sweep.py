@@ -137,7 +137,7 @@ def compare(sweep: SweepConfig, runs: Sequence[Run], *, command: str, missing: s
         f"Mean and, in brackets, lowest and highest seed, in percent, by `{command}`.",
         table,
         "\n".join(f"- {note}" for note in notes),
-        "![Scores over trained parameters](comparison.png)",
+        "![Scores over the parameters that train outside the head](comparison.png)",
     ]
     draw_chart(methods, splits, folder / "comparison.png")
     write_text(folder / "comparison.md", "\n\n".join(part for part in page if part) + "\n")

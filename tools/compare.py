@@ -29,7 +29,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--chart",
         type=Path,
         metavar="FILE",
-        help=f"scores over trained parameters, with bars over seeds; {', '.join(FORMS)}",
+        help="scores over the parameters that train outside the head, with bars over seeds; "
+        f"{', '.join(FORMS)}",
     )
     return parser.parse_args(argv)
 

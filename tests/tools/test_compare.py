@@ -19,8 +19,9 @@ def write(tmp_path: Path) -> Write:
 
     def make(name: str, score: float, *, dirty: bool = False, seed: int | None = None, **changes):
         number = int(name.rpartition("-seed")[2][0]) if seed is None else seed
-        model = {"backbone": {"name": "demo-vit"}, "bridges": changes.pop("bridges", [])}
-        config = {"data": {"dataset": "demo", "image_size": 80}, "model": model}
+        backbone = {"name": changes.pop("backbone", "demo-vit")}
+        model = {"backbone": backbone, "bridges": changes.pop("bridges", [])}
+        config = {"data": {"dataset": "demo", "image_size": 160}, "model": model}
         config["train"] = {"seed": number, **changes.pop("train", {})}
         splits = changes.pop("splits", ("val", "testA"))
         scores = {"oIoU": score, "mIoU": score + 10}
@@ -156,3 +157,11 @@ def test_chart(capsys, write: Write, tmp_path: Path):
     assert "should end in one of .png, .svg, .pdf" in refused(
         capsys, *paths, "--chart", tmp_path / "chart.doc"
     )
+
+
+def test_each_backbone_has_panels_of_its_own(capsys, write: Write, tmp_path: Path):
+    paths = [write("a-seed0.json", 70.0), write("b-seed0.json", 71.0, backbone="demo-resnet")]
+    for i, number in enumerate((1, 2)):
+        rows(capsys, *paths[:number], "--chart", tmp_path / f"{i}.png")
+    one, both = (cv2.imread(str(tmp_path / f"{i}.png")) for i in range(2))
+    assert both.shape[0] > 1.8 * one.shape[0] and both.shape[1] == one.shape[1]
