@@ -21,6 +21,7 @@ EXAMPLE = """examples:
   python tools/bench.py --json bench.json
   python tools/bench.py --case train memory/etris_rn101 --rounds 3
   python tools/bench.py --case '*/bf16' loader --against ../before
+  python tools/bench.py --case train/etris_rn101/bf16 --profile
   python tools/bench.py --compare before.json after.json
 
 cases:
@@ -65,6 +66,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=("wall", "processor"),
         default="wall",
         help="processor: time of our processes alone, where others use the machine; one thread",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="tell which operations take the time of training and inference, and the least that "
+        "their arithmetic could take",
     )
     parser.add_argument(
         "--config",
@@ -139,13 +146,14 @@ def measure(arguments: argparse.Namespace) -> int:
     cases = list_cases([inside(config) for config in arguments.config])
     sides = {"against": arguments.against.resolve()} if arguments.against else {}
     plan = Plan(
-        cases=choose(cases, arguments.case, device=arguments.device),
+        cases=choose(cases, arguments.case, device=arguments.device, profiles=arguments.profile),
         sides={**sides, "this": ROOT},
         device=arguments.device,
         threads=arguments.threads,
         rounds=arguments.rounds,
         clock=arguments.clock,
         opts=arguments.opts,
+        profiles=arguments.profile,
     )
     driver = Driver(plan)
 

@@ -49,6 +49,7 @@ KINDS = {
     "startup": Kind("a new process, until it ends", by_model=False, on_device=False),
     "end-to-end": Kind("a training step on 32 samples from the loader, then an evaluation"),
 }  # fmt: skip
+PROFILED = ("train", "predict-1", "predict-8", "sentences-8")  # what torch's operations take
 STARTUPS = ("train-help", "import-model")
 
 
@@ -98,14 +99,20 @@ def describe_cases() -> str:
     return "\n".join([*lines, f"MODEL: {models}; PRECISION: {', '.join(PRECISIONS)}"])
 
 
-def choose(cases: Sequence[Case], patterns: Sequence[str], *, device: str) -> list[Case]:
+def choose(
+    cases: Sequence[Case], patterns: Sequence[str], *, device: str, profiles: bool = False
+) -> list[Case]:
     """The cases that any of ``patterns`` names, none: all that suit the device.
+
+    Where torch ``profiles``, they are those of :data:`PROFILED`.
 
     A pattern is a name, its beginning up to a slash, or has wildcards: ``*/bf16``.
 
     Raises:
         ValueError: a pattern names none.
     """
+    if profiles:
+        cases = [case for case in cases if case.kind in PROFILED]
     if not patterns:
         # a batch of 32 takes minutes on a CPU and says nothing of waiting for data there
         return [case for case in cases if device != "cpu" or case.kind != "end-to-end"]
@@ -114,10 +121,12 @@ def choose(cases: Sequence[Case], patterns: Sequence[str], *, device: str) -> li
     for pattern in patterns:
         found = {name for name in names if _is_named(name, pattern)}
         if not found:
-            beginnings = [*names, *(name.rpartition("/")[0] for name in names), *KINDS]
+            kinds = dict.fromkeys(case.kind for case in cases)
+            beginnings = [*names, *(name.rpartition("/")[0] for name in names), *kinds]
             near = get_close_matches(pattern, beginnings, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}"
-            raise ValueError(f"--case {pattern!r} names no case; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kinds)}"
+            whose = " that --profile is for" if profiles else ""
+            raise ValueError(f"--case {pattern!r} names no case{whose}; {hint}")
         chosen |= found
     return [case for case in cases if case.name in chosen]
 

@@ -118,6 +118,7 @@ class Plan:
     rounds: int
     clock: str
     opts: Sequence[str] = ()
+    profiles: bool = False
 
 
 class Driver:
@@ -192,4 +193,5 @@ class Driver:
             threads=plan.threads if on_device else 1,
             clock=plan.clock,
             opts=tuple(plan.opts),
+            profiles=plan.profiles,
         )

@@ -11,6 +11,7 @@ from engine.bench.end_to_end import end_to_end
 from engine.bench.inference import eight_pictures, one_picture, one_sentence, post_processing
 from engine.bench.loading import loader_samples
 from engine.bench.machine import Clock, OtherLoad, calibrate
+from engine.bench.profiling import Profiled
 from engine.bench.startup import process_start
 from engine.bench.task import Repeat, Task
 from engine.bench.training import memory_of_step, training_step
@@ -47,9 +48,13 @@ def _rows(task: Task, clock: Clock, requests: Iterable[str]) -> Iterator[dict[st
             calibrate(clock)
             for _ in range(WARM_UPS[clock.device.type]):
                 repeat()
+        profiled = Profiled(repeat, clock) if task.profiles else None
         yield {"provenance": provenance(clock.device)}
         for _ in requests:
             load = OtherLoad()
             # its buffers would count as memory of the step
             calibration = {} if is_fresh else calibrate(clock)
-            yield {"figures": repeat(), "calibration": calibration, "others": load.share()}
+            figures = profiled() if profiled else repeat()
+            if profiled:
+                figures["floor"] = profiled.flops / calibration[task.precision] / 1e9
+            yield {"figures": figures, "calibration": calibration, "others": load.share()}

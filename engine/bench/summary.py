@@ -62,6 +62,7 @@ def results_of(driver: Driver, command: str) -> dict[str, Any]:
         "rounds": plan.rounds,
         "clock": plan.clock,
         "opts": list(plan.opts),
+        "profiles": plan.profiles,
         "interrupted": driver.interrupted,
         "yardstick_machine": MACHINE,
         "code": {

@@ -82,8 +82,10 @@ def _parts(summary: Mapping[str, Any], name_of_figure: str) -> str:
     """The other figures of a case: parts in seconds, shares and rates as they are."""
     told = []
     for name, value in summary["figures"].items():
-        if name in ("forward", "backward", "optimizer"):
+        if name in ("forward", "backward", "optimizer", "floor"):
             told.append(f"{name} {value:.3g} s")
+        elif name.startswith("in_"):
+            told.append(f"{name.removeprefix('in_').replace('_', ' ')} {100 * value:.1f} %")
         elif name == "added_bytes":
             told.append(f"{value / 1e9:.2f} GB of it by the two updates")
         elif name != name_of_figure:
@@ -152,6 +154,7 @@ def compare(first: Results, second: Results) -> str:
 def differences_in_kind(first: Results, second: Results) -> list[str]:
     """What was not the same for both files beside the code: a sentence each."""
     pairs = {key: (first[key], second[key]) for key in ("device", "threads", "clock")}
+    pairs["profile"] = (first.get("profiles", False), second.get("profiles", False))
     for key in ("hardware", "versions"):
         facts = [one["code"].get("this", {}).get(key) for one in (first, second)]
         pairs[key] = (facts[0], facts[1])

@@ -16,6 +16,7 @@ class Task:
         device: ``cpu`` or ``cuda``.
         clock: ``wall`` or ``processor``.
         opts: keys that go over the file's.
+        profiles: whether to tell which operations take the time.
         batch_size: of a training step that takes what the loader gives.
         num_images: generated for the cases that read images.
     """
@@ -29,5 +30,6 @@ class Task:
     threads: int
     clock: str = "wall"
     opts: tuple[str, ...] = ()
+    profiles: bool = False
     batch_size: int = 32
     num_images: int = 48

@@ -10,6 +10,7 @@ import torch
 from engine.bench import machine, project
 from engine.bench.cases import Case
 from engine.bench.driver import Driver, Plan
+from engine.bench.profiling import GROUPS, group_of
 from engine.bench.samples import SIZE, photograph
 from engine.bench.serving import WARM_UPS, serve
 from engine.bench.task import Task
@@ -54,6 +55,46 @@ def test_every_case_answers_with_its_figures(
     assert all(value >= 0 for value in answer["figures"].values())
     assert set(answer["calibration"]) == (set() if kind == "memory" else {"fp32", "bf16"})
     assert answer["others"] is None or 0 <= answer["others"] <= 1
+
+
+def test_a_profile_divides_the_time_among_kinds_of_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "SIDE", 32)
+    monkeypatch.setitem(WARM_UPS, "cpu", 0)
+    task = Task(
+        name="train", kind="train", root=str(ROOT), config=DEMO, precision="bf16", device="cpu",
+        threads=torch.get_num_threads(), profiles=True,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    serve(task, ["\n"], rows.append)
+    figures = rows[-1]["figures"]
+    shares = {name: value for name, value in figures.items() if name.startswith("in_")}
+    assert set(shares) == {f"in_{group}" for group in (*GROUPS, "python")}
+    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+    assert all(shares[f"in_{group}"] > 0 for group in ("products", "convolutions", "norms"))
+    # the arithmetic of a step of 4 samples at 160 pixels, at the rate that was measured
+    gflop = figures["floor"] * rows[-1]["calibration"]["bf16"]
+    assert 5 < gflop < 50
+
+
+@pytest.mark.parametrize(
+    ("operation", "group"),
+    [
+        ("aten::addmm", "products"),
+        ("aten::bmm", "products"),
+        ("aten::convolution_backward", "convolutions"),
+        ("aten::_softmax_backward_data", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::native_batch_norm", "norms"),
+        ("aten::_to_copy", "copies"),
+        ("aten::_fused_adam_", "optimizer"),
+        ("aten::addcmul", "elementwise"),
+        ("autograd::engine::evaluate_function: AddmmBackward0", None),
+    ],
+)
+def test_operations_are_grouped_by_name(operation: str, group: str | None) -> None:
+    assert group_of(operation) == group
 
 
 @pytest.mark.parametrize("name", ["wall", "processor"])

@@ -79,6 +79,13 @@ def test_training_from_the_loader_is_for_a_gpu_unless_it_is_named() -> None:
     assert choose(list_cases(), ["end-to-end"], device="cpu")
 
 
+def test_a_profile_is_of_training_and_inference(capsys: Any) -> None:
+    kinds = {case.kind for case in choose(list_cases(), [], device="cuda", profiles=True)}
+    assert kinds == {"train", "predict-1", "predict-8", "sentences-8"}
+    assert main(["--profile", "--case", "loader"]) == 2
+    assert "'loader' names no case that --profile is for; known: train" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("case", "figures", "plain", "corrected", "by_bf16", "reached"),
     [
