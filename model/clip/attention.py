@@ -4,6 +4,7 @@ Shapes: B batch, C width, D width of a head, N queries, M keys.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -109,44 +110,83 @@ def attend_by_products(
     query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, *, causal: bool, dropout: float
 ) -> Tensor:
     """What SDPA computes, with the scores written out: ``(B, heads, N, D)``."""
-    scores = (query * query.shape[3] ** -0.5) @ key.mT  # (B, heads, N, M)
+    bias = kept = None
     if causal:
-        scores += hide(scores.new_ones(scores.shape[2:], dtype=torch.bool).tril(), scores.dtype)
+        bias = hide(query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(), query)
     elif keep is not None:
-        # a constant does not change the gradient, which autograd would copy nevertheless
-        with torch.no_grad():
-            scores[..., -keep.shape[1] :].add_(hide(keep, scores.dtype)[:, None, None])
+        bias = hide(keep, query)[:, None, None]
     if dropout:
-        return _DroppedSoftmax.apply(scores, value, draw(scores, dropout), 1 / (1 - dropout))
-    return scores.softmax(dim=3) @ value
+        kept = draw((*query.shape[:3], key.shape[2]), dropout)
+    query = query * query.shape[3] ** -0.5
+    return _Products.apply(query, key, value, bias, kept, 1 / (1 - dropout))
 
 
-def hide(keep: Tensor, dtype: torch.dtype) -> Tensor:
+def hide(keep: Tensor, query: Tensor) -> Tensor:
     """What to add to scores: 0 where ``keep`` is true, else minus infinity."""
-    return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, -math.inf)
+    return query.new_zeros(keep.shape).masked_fill(~keep, -math.inf)
 
 
-class _DroppedSoftmax(torch.autograd.Function):
-    """``scale (softmax(scores) kept) value``, for which one matrix is kept in the place of three.
+class _Products(torch.autograd.Function):
+    """``scale (softmax(Q K^T + bias) kept) V``.
 
-    Weights are not negative, so that their sign can tell which are dropped.
+    The weights are a matrix for each head, far more than all else of a block; for the backward pass
+    they are computed again.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, value: Tensor, kept: Tensor, scale: float) -> Tensor:
-        signed = scores.softmax(dim=3) * (2 * kept - 1)
-        ctx.save_for_backward(signed, value)
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,  # of the last keys
+        kept: Tensor | None,  # 1 for the weights that dropout leaves, else 0
+        scale: float,
+    ) -> Tensor:
+        packed = None if kept is None else pack(kept)
+        ctx.save_for_backward(query, key, value, bias, packed)
         ctx.scale = scale
-        return signed.relu() @ (value * scale)
+        weights = weigh(query, key, bias)
+        if kept is None:
+            return weights @ value
+        return weights.mul_(kept) @ (value * scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        signed, value = ctx.saved_tensors
-        gradient = gradient * ctx.scale
-        of_value = signed.relu().mT @ gradient
-        of_weights = (gradient @ value.mT) * signed.sign().relu()
-        of_scores = torch.ops.aten._softmax_backward_data(of_weights, signed.abs(), 3, signed.dtype)
-        return of_scores, of_value, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias, packed = ctx.saved_tensors
+        weights = weigh(query, key, bias)
+        if packed is None:
+            of_value = weights.mT @ gradient
+            of_weights = gradient @ value.mT
+        else:
+            kept, gradient = unpack(packed, weights.shape), gradient * ctx.scale
+            of_value = (weights * kept).mT @ gradient
+            of_weights = (gradient @ value.mT).mul_(kept)
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, 3, weights.dtype)
+        return of_scores @ key, of_scores.mT @ query, of_value, None, None, None
+
+
+def weigh(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """``softmax(Q K^T + bias)``: ``(B, heads, N, M)``."""
+    scores = query @ key.mT
+    if bias is not None:
+        scores[..., -bias.shape[-1] :].add_(bias)
+    return scores.softmax(dim=3)
+
+
+def pack(bits: Tensor) -> Tensor:
+    """Eight of ``bits``, uint8 that are 0 or 1, in a byte."""
+    rows = F.pad(bits.flatten(), (0, -bits.numel() % 8)).unflatten(0, (8, -1))
+    packed = rows[0].clone()
+    for place in range(1, 8):
+        packed.add_(rows[place], alpha=2**place)
+    return packed
+
+
+def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The bits of :func:`pack`."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)[:, None]
+    return (packed >> places).bitwise_and_(1).flatten()[: math.prod(shape)].view(*shape)
 
 
 class Dropout(nn.Dropout):
@@ -163,14 +203,15 @@ def drop(x: Tensor, probability: float) -> Tensor:
     """
     if x.device.type != "cpu" or not probability:
         return F.dropout(x, probability)
-    return x * draw(x, probability).mul_(1 / (1 - probability))
+    return x * draw(x.shape, probability) * (1 / (1 - probability))
 
 
-def draw(x: Tensor, probability: float) -> Tensor:
-    """For each entry of ``x`` 0 with ``probability``, rounded to a multiple of 2^-16, else 1.
+def draw(shape: Sequence[int], probability: float) -> Tensor:
+    """For each entry 0 with ``probability``, rounded to a multiple of 2^-16, else 1: uint8.
 
-    64 random bits are four draws.
+    64 random bits are four draws. Bools would take ten times as long to become numbers.
     """
-    bits = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
-    draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
-    return draws.ge_(round(probability * 2**16) - 2**15).to(x.dtype)
+    size = math.prod(shape)
+    bits = torch.randint(-(2**63), 2**63 - 1, (-(-size // 4),))
+    draws = bits.view(torch.int16)[:size].view(*shape)
+    return draws.ge_(round(probability * 2**16) - 2**15).to(torch.uint8)

@@ -46,7 +46,10 @@ def test_drop_zeroes_its_share_and_scales_the_rest(dtype):
 
 
 def test_attention_drops_its_weights():
-    query, key, value = (torch.randn(2, 3, 20, 8).double().requires_grad_() for _ in range(3))
+    # 7 queries: the weights do not fill whole bytes
+    query, key, value = (
+        torch.randn(1, 3, number, 8).double().requires_grad_() for number in (7, 19, 19)
+    )
 
     def plain(query, key, value):
         torch.manual_seed(5)
@@ -70,3 +73,16 @@ def test_dropout_rests_outside_training():
     once = Dropout(0.5)(x)
     torch.manual_seed(3)
     assert torch.equal(Dropout(0.5)(x), once)
+
+
+def test_the_weights_of_an_attention_are_not_kept():
+    kept = []
+
+    def note(tensor):
+        kept.append(tensor)
+        return tensor
+
+    query, key, value = (torch.randn(2, 3, 200, 8).requires_grad_() for _ in range(3))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        attend(query, key, value, dropout=0.1)
+    assert sum(tensor.nbytes for tensor in kept) < 2 * 3 * 200 * 200  # a byte a weight
