@@ -7,9 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from torch.utils.flop_counter import FlopCounterMode
-
-from engine.bench.machine import Clock, calibrate
+from engine.bench.machine import Clock, calibrate, count_flops
 from engine.bench.project import THRESHOLD, alone, build, build_update, configure
 from engine.bench.samples import NAME, write_samples
 from engine.bench.task import Repeat, Task
@@ -39,7 +37,7 @@ def end_to_end(task: Task) -> Iterator[Repeat]:
             batches = train_loader(train_set, config, processes, epoch=next(epochs), start=0)
             stream = iter(batches)
             first = next(stream)  # the workers have started when it is here
-            flops = flops or count_flops(update, first)
+            flops = flops or count_flops(lambda: update(first))
             rate = calibrate(clock)["bf16"]
             num_steps, fed = _seconds_of_steps(update, stream, clock)
             _, resident = _seconds_of_steps(update, [first] * num_steps, clock)
@@ -63,13 +61,6 @@ def end_to_end(task: Task) -> Iterator[Repeat]:
             }
 
         yield repeat
-
-
-def count_flops(update: Update, batch: dict[str, Any]) -> int:
-    """Floating point operations of the matrix products and convolutions of an update."""
-    with FlopCounterMode(display=False) as counter:
-        update(batch)
-    return counter.get_total_flops()
 
 
 def _seconds_of_steps(

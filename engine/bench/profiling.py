@@ -4,9 +4,8 @@ import re
 from collections import Counter
 
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from engine.bench.machine import Clock
+from engine.bench.machine import Clock, count_flops
 from engine.bench.task import Repeat
 
 # By the name of an operation of torch; the first that fits counts.
@@ -35,9 +34,7 @@ class Profiled:
 
     def __init__(self, repeat: Repeat, clock: Clock) -> None:
         self.repeat, self.is_gpu = repeat, clock.device.type == "cuda"
-        with FlopCounterMode(display=False) as counter:
-            repeat()
-        self.flops = counter.get_total_flops()
+        self.flops = count_flops(repeat)
         self()  # the memory that the profiler takes upsets the first repetition
 
     def __call__(self) -> dict[str, float]:
