@@ -21,7 +21,7 @@ from model import Segmenter
 from model.bridges.bridger import Bridger, Gate, Stage
 from model.bridges.intertwine import Intertwine
 from model.clip import CLIP
-from model.clip.attention import Attention, split_heads
+from model.clip.attention import Attention, hide, split_heads
 from model.clip.common import Features, to_map, to_tokens
 from model.clip.eva import RotaryAttention, turn
 from model.encoder import Encoder
@@ -154,7 +154,7 @@ def attention_weights(
         k = torch.cat([k, split_heads(attention.k_proj(memory), attention.heads)], dim=2)
     scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
     if keep is not None:
-        scores = scores.masked_fill(~keep[:, None, None], -torch.inf)
+        scores[..., -keep.shape[1] :] += hide(keep, scores)[:, None, None]
     return scores.softmax(dim=3).mean(dim=1)
 
 

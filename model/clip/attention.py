@@ -121,9 +121,9 @@ def attend_by_products(
     return _Products.apply(query, key, value, bias, kept, 1 / (1 - dropout))
 
 
-def hide(keep: Tensor, query: Tensor) -> Tensor:
+def hide(keep: Tensor, like: Tensor) -> Tensor:
     """What to add to scores: 0 where ``keep`` is true, else minus infinity."""
-    return query.new_zeros(keep.shape).masked_fill(~keep, -math.inf)
+    return like.new_zeros(keep.shape).masked_fill(~keep, -math.inf)
 
 
 class _Products(torch.autograd.Function):

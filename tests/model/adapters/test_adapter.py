@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from model.adapters.adapter import AdaptedConv
-from model.adapters.common import Adapter, TunedNorm
+from model.adapters.adapter import AdaptedConv, Adapter
+from model.adapters.common import TunedNorm
 from model.clip.common import PreNorm
 from model.clip.resnet import Bottleneck
 
