@@ -10,7 +10,7 @@ from engine.bench.task import Repeat
 
 # By the name of an operation of torch; the first that fits counts.
 GROUPS = {
-    "products": r"(ad|bad)?d?(b|ba)?mm_?|addmv_?|mv|dot",
+    "products": r"(mm|addmm|bmm|baddbmm|mv|addmv|dot)_?",
     "convolutions": r".*convolution.*",
     "attention": r".*(softmax|attention).*",
     "norms": r".*norm.*",
