@@ -1,7 +1,7 @@
 """The jobs of a sweep: each one method with one seed, its two commands, and whether it is done."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.comparison import Run, read_runs
@@ -54,17 +54,26 @@ class Job:
         record = ["--record", self.record] if self.record else []
         return ["train.py", *config], ["test.py", *checkpoint, *config, *where, *record]
 
+    @property
+    def kept(self) -> Path | None:
+        """Its record, there or to come; None for a job without."""
+        if self.record is None:
+            return None
+        return RESULTS / f"{self.record}-seed{self.config.train.seed}.json"
+
     def finished(self) -> Run | None:
-        """What ``test.py`` found, None unless it is of this job, whole, and of its last state."""
-        if not self.results.is_file():
+        """What ``test.py`` found, None unless it is of this job, whole, and of its last state.
+
+        A job with a record is done when that is there, whatever became of its folder.
+        """
+        source = self.kept or self.results
+        if not source.is_file():
             return None
-        (run,) = read_runs([self.results])
-        scored = {label.rpartition("/")[2] for label in run.splits}
-        if self._unlike(run.config) or not scored.issuperset(self.splits):
+        (run,) = read_runs([source])
+        if self._unlike(run.config) or self._unscored(run):
             return None
-        seed = self.config.train.seed
-        if self.record and not (RESULTS / f"{self.record}-seed{seed}.json").is_file():
-            return None
+        if self.kept is not None:
+            return replace(run, method=self.name.rpartition("-seed")[0])
         # Files of a run that was tidied up are not missed.
         best, last = self.folder / "best.safetensors", self.folder / "last.pt"
         is_same = not best.is_file() or run.results["checkpoint"]["sha256"] == sha256_of(best)
@@ -72,7 +81,9 @@ class Job:
         return run if is_same and is_trained else None
 
     def refusal(self) -> str | None:
-        """Why this job cannot have its folder, None if it can."""
+        """Why this job cannot have its record or its folder, None if it can."""
+        if self.kept is not None and self.kept.is_file():
+            return self._refuse_record(self.kept)
         begun = self.folder / "config.yaml"
         if begun.is_file() and (self.folder / "last.pt").is_file():
             unlike = self._unlike(load_config(begun))
@@ -87,6 +98,24 @@ class Job:
             "method another name or the sweep another folder, or move this one away"
         )
 
+    def _refuse_record(self, path: Path) -> str | None:
+        (run,) = read_runs([path])
+        if unlike := self._unlike(run.config):
+            reason = f"with another config: {list_changes(unlike)}"
+        elif unscored := self._unscored(run):
+            reason = f"without scores on {', '.join(unscored)}"
+        else:
+            return None
+        return (
+            f"{path}: records a run {reason}; records are never edited: give the method another "
+            "name or the sweep another folder"
+        )
+
+    def _unscored(self, run: Run) -> list[str]:
+        """The splits that ``run`` lacks."""
+        scored = {label.rpartition("/")[2] for label in run.splits}
+        return [split for split in self.splits if split not in scored]
+
     def _unlike(self, other: Config) -> Differences:
         """What makes ``other`` another run."""
         return differences(self.config.to_dict(), other.to_dict(), apart_from=FREE_KEYS)
@@ -97,8 +126,8 @@ def plan(sweep: SweepConfig, path: Path) -> list[Job]:
 
     Raises:
         ValueError: with a line for every configuration that has mistakes, every name that stands
-            twice, every split that a configuration's data lack and every folder that belongs to
-            another run.
+            twice, every split that a configuration's data lack and every folder or record that
+            belongs to another run.
     """
     problems = [f"{path}: {problem}" for problem in _repeated(sweep.configs)]
     jobs = []

@@ -1,8 +1,9 @@
 """Train and test methods x seeds, several at a time, and compare them: a table and a chart.
 
 Give the same command again after a stop or a failure: what is done is skipped, what was begun goes
-on. Each GPU has a run to itself; without any, runs share the cores. Ctrl-C and SIGTERM let those
-that run save first.
+on. With `record: true`, what has a record in results/ is done, whatever became of its folder. Each
+GPU has a run to itself; without any, runs share the cores. Ctrl-C and SIGTERM let those that run
+save first.
 """
 
 import argparse
@@ -35,7 +36,7 @@ all keys of a sweep, of which only configs and splits are needed:
   folder: runs/sweep-mine       # default: runs/sweep-<name of the file>
   parallel: auto                # or a number; auto: one per GPU, or per `threads` cores of a CPU
   threads: 1                    # of each run on a CPU
-  record: false                 # true: test.py --record <name of the folder>-<name of the method>
+  record: false                 # true: keep each in results/ as <folder's name>-NAME-seedN.json
 
 The folder gets NAME-seedN/ (a run, its results in test/) and NAME-seedN.log for each, then
 comparison.md and comparison.png. Paths count from the project's folder."""
@@ -61,7 +62,8 @@ def run_sweep(sweep: "SweepConfig", jobs: Sequence["Job"], command: str) -> int:
         runs = {job.name: run for job in jobs if (run := job.finished())}
         left = [job for job in jobs if job.name not in runs]
         slots = open_slots(sweep)
-        print(f"{_counts(len(jobs), len(runs))}, {_parallel(slots)}, in {sweep.folder}", flush=True)
+        where = f"{sweep.folder} and results/" if sweep.record else sweep.folder
+        print(f"{_counts(len(jobs), len(runs))}, {_parallel(slots)}, in {where}", flush=True)
         ended: list[Outcome] = []
         with Commands() as commands:
             for outcome in run_jobs(left, slots, commands):

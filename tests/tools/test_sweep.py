@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import sys
 import threading
@@ -61,13 +62,14 @@ class Scripts:
         else:
             leave_results(config, folder, found["--splits"])
         if "--record" in found:
-            Path("results").mkdir()
-            Path(f"results/{found['--record'][0]}-seed{config.train.seed}.json").touch()
+            Path("results").mkdir(exist_ok=True)
+            kept = Path(f"results/{found['--record'][0]}-seed{config.train.seed}.json")
+            kept.write_bytes((folder / "test/results.json").read_bytes())
         return 0
 
 
 def train(config: Config, folder: Path, *, step: int = 9) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config.to_yaml())
     (folder / "best.safetensors").write_text(folder.name)
     state = {"step": step, "scored_step": step, "total_steps": 9, "elapsed": 1.0}
@@ -168,15 +170,52 @@ def test_names_and_keys_of_a_method(scripts, go) -> None:
     assert Path("results/some-etris.32-seed0.json").is_file()
 
 
-def test_a_run_is_done_when_it_is_recorded(scripts, go, project: Path, capsys) -> None:
+def test_a_run_is_done_when_it_is_recorded(scripts, go, capsys) -> None:
     assert go(configs=["frozen.yaml"]) == 0
     capsys.readouterr()
     assert go("--dry-run", configs=["frozen.yaml"], record=True) == 0
     assert capsys.readouterr().out.endswith("1 job, 0 done\n")
-    (project / "results").mkdir()
-    (project / "results/sweep-mine-frozen-seed0.json").touch()
+    assert go(configs=["frozen.yaml"], record=True) == 0
+    assert scripts.called[-1] == "test frozen-seed0"
     assert go("--dry-run", configs=["frozen.yaml"], record=True) == 0
     assert capsys.readouterr().out.endswith("1 job, 1 done\n")
+
+
+def test_records_are_enough(scripts, go, project: Path, capsys) -> None:
+    """Another machine, or a clone, has what results/ keeps and no folder of a run."""
+    assert go(seeds=[0, 1], record=True) == 0
+    table = capsys.readouterr().out.partition("\n\n")[2]
+    shutil.rmtree(project / "runs")
+    (project / "results/sweep-mine-etris-seed1.json").unlink()
+    scripts.called.clear()
+    assert go(seeds=[0, 1], record=True) == 0
+    assert scripts.called == ["train etris-seed1", "test etris-seed1"]
+    out = capsys.readouterr().out
+    assert "4 jobs, 3 done, 1 at a time on the CPU, in runs/sweep-mine and results/" in out
+    assert out.partition("\n\n")[2] == table
+    assert "| frozen |" in (project / "runs/sweep-mine/comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"opts": {"train.lr": 0.5}}, "with another config: train.lr is 0.5, was 0.0001;"),
+        ({"splits": ["val", "testA"]}, "without scores on testA;"),
+    ],
+)
+def test_a_record_of_another_run_is_refused_before_any_training(
+    scripts, go, project: Path, capsys, keys: dict[str, Any], reason: str
+) -> None:
+    assert go(configs=["frozen.yaml"], record=True) == 0
+    shutil.rmtree(project / "runs")
+    scripts.called.clear()
+    assert go(record=True, **keys) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"error: results/sweep-mine-frozen-seed0.json: records a run {reason} records are never "
+        "edited: give the method another name or the sweep another folder\n"
+    )
+    assert scripts.called == []
 
 
 @pytest.mark.parametrize("change", ["best.safetensors", "last.pt", "splits", "threshold"])
