@@ -1,4 +1,4 @@
-"""Training a whole CLIP: its rate, its checkpoint, and two updates of each demo configuration."""
+"""Training a whole CLIP: its rate, its checkpoint, its update."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,39 +12,9 @@ from engine.precision import store_frozen
 from engine.sampler import check_batch_size
 from engine.update import GuardedAdam, Update
 from model import build_segmenter
-from utils.config import load_config
 from utils.distributed import Processes
 
-ROOT = Path(__file__).parents[2]
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-DEMO = ["cris", "full", "full_vit", "etris_no_ha", "etris_no_ga"]
-
-
-@pytest.mark.parametrize("name", DEMO)
-def test_two_updates_on_the_demo_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    config = load_config(f"config/demo/{name}.yaml")
-    size, train = config.data.image_size, config.train
-    torch.manual_seed(0)
-    segmenter = build_segmenter(config.model, image_size=size, max_words=17).train()
-    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
-    groups = segmenter.parameter_groups(
-        lr=train.lr,
-        encoder_lr_scale=train.encoder_lr_scale,
-        backbone_lr_scale=train.backbone_lr_scale,
-    )
-    update = Update(
-        segmenter, GuardedAdam(groups, weight_decay=0.0), processes=ALONE, precision="fp32"
-    )
-    image = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
-    ids = torch.tensor([[49406, 736, 2866, 49407], [49406, 1746, 49407, 0]])
-    mask = (image.float().mean(dim=1) > 128).to(torch.uint8)
-    for _ in range(2):
-        row, _ = update({"image": image, "ids": ids, "mask": mask})
-        assert row.isfinite().all() and row[1] > 0 and not row[2]
-    changed = {k for k, value in segmenter.state_dict().items() if not value.equal(before[k])}
-    towers = {key.split(".")[2] for key in changed if key.startswith("encoder.clip.")}
-    assert towers == ({"visual", "text"} if config.model.backbone.tuning == "full" else set())
 
 
 def test_the_trainer_gives_each_group_its_rate(

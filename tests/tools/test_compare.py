@@ -97,9 +97,19 @@ def test_what_is_not_the_same_for_all_is_said(capsys, write: Write):
     assert compare.main([str(path) for path in paths]) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if "not the same" in line]
     assert told == [
-        "not the same for all: protocol.threshold: 0.35 in a, 0.5 in c",
-        "not the same for all: train.max_steps: None in a, 7 in d",
+        "not the same for all: protocol.threshold: 0.35 in a, b, d; 0.5 in c",
+        "not the same for all: train.max_steps: None in a, b, c; 7 in d",
         "not the same for all: d: measured with uncommitted changes",
+    ]
+
+
+def test_seeds_that_are_not_like_the_others_are_named(capsys, write: Write):
+    paths = [write(f"{name}-seed{i}.json", 1.0, precision="bf16") for name in "ab" for i in (0, 1)]
+    write("b-seed1.json", 2.0, precision="fp32")
+    assert compare.main([str(path) for path in paths]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "not the same" in line]
+    assert told == [
+        "not the same for all: protocol.precision: bf16 in a, b seed 0; fp32 in b seed 1"
     ]
 
 
