@@ -10,12 +10,15 @@ from typing import Any
 from utils.config import Config
 from utils.logging import write_bytes
 
-from .differences import differences
+from .differences import ABSENT, differences, flatten
 from .parameters import count
 from .provenance import DIRTY, describe_code
 from .results import read_results
 
 METRICS = ("oIoU", "mIoU")
+# As many colours as markers: methods of a chart differ by both.
+COLOURS = (*(f"C{i}" for i in range(10)), "black", "gold", "navy")
+MARKERS = "osD^vP*Xhp<>d"
 # What may differ between two seeds of a method.
 OF_A_RUN = ("train.seed", "run.", "data.root", "data.workers")
 
@@ -125,23 +128,39 @@ def find_splits(methods: Sequence[Method], wanted: Sequence[str] | None = None) 
 
 
 def caveats(methods: Sequence[Method]) -> list[str]:
-    """Sentences on what makes rows hard to compare: protocol, data, budget, uncommitted changes."""
-    first, *others = [run for method in methods for run in method.runs]
+    """Sentences on what makes rows hard to compare: protocol, data, budget, uncommitted changes.
+
+    Each tells which methods have which value, and of a method whose seeds differ, which seeds.
+    """
+    runs = [run for method in methods for run in method.runs]
+    conditions = [flatten(_conditions(run)) for run in runs]
     told = []
-    for run in others:
-        unequal = differences(_conditions(first), _conditions(run), apart_from=("train.seed",))
-        told += [
-            f"{key}: {one} in {first.method}, {two} in {run.method}"
-            for key, (one, two) in unequal.items()
-        ]
-    dirty = {r.method for r in (first, *others) if DIRTY in describe_code(r.results).values()}
-    told += [f"{name}: measured {DIRTY}" for name in sorted(dirty)]
-    return list(dict.fromkeys(told))
+    for key in dict.fromkeys(key for values in conditions for key in values):
+        groups: dict[str, list[Run]] = {}
+        for run, values in zip(runs, conditions, strict=True):
+            groups.setdefault(str(values.get(key, ABSENT)), []).append(run)
+        if len(groups) > 1:
+            parts = (f"{value} in {_name(group, methods)}" for value, group in groups.items())
+            told.append(f"{key}: {'; '.join(parts)}")
+    dirty = {run.method for run in runs if DIRTY in describe_code(run.results).values()}
+    return told + [f"{name}: measured {DIRTY}" for name in sorted(dirty)]
+
+
+def _name(runs: Sequence[Run], methods: Sequence[Method]) -> str:
+    """``snf, etris seed 1``: the methods of ``runs``, with seeds where not all are among them."""
+    names = []
+    for method in methods:
+        seeds = [run.config.train.seed for run in method.runs if run in runs]
+        if len(seeds) == len(method.runs):
+            names.append(method.name)
+        else:
+            names += [f"{method.name} seed {seed}" for seed in seeds]
+    return ", ".join(names)
 
 
 def _conditions(run: Run) -> dict[str, Any]:
     """What should be the same for all that are compared."""
-    trained = run.config.train.model_dump()
+    trained = run.config.train.model_dump(exclude={"seed"})
     return {"protocol": run.results["protocol"], "data": run.results["data"], "train": trained}
 
 
@@ -208,7 +227,7 @@ def _draw_panel(axis: Any, methods: Sequence[Method], split: str, metric: str) -
 
     for i, method in enumerate(methods):
         scores, size = method.scores(split, metric), method.trained - method.head
-        mean, color, marker = fmean(scores), f"C{i % 10}", "osD^vP*Xhp<>d"[i % 13]
+        mean, color, marker = fmean(scores), COLOURS[i % 13], MARKERS[i % 13]
         spread = [[mean - min(scores)], [max(scores) - mean]]
         axis.errorbar(size, mean, spread, color=color, marker=marker, capsize=3, label=method.name)
         axis.scatter([size] * len(scores), scores, color=color, s=7, alpha=0.5)
