@@ -4,7 +4,7 @@ import fcntl
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import torch
 from engine.commands import Commands
 from engine.comparison import Run, caveats, draw_chart, find_splits, group_runs, to_markdown
 from engine.job import Job
+from engine.precision import resolve_precision
 from engine.sweep_config import SweepConfig
 from utils.logging import write_text
 
@@ -48,6 +49,22 @@ def _gpus() -> list[str]:
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[:count] if visible else [str(gpu) for gpu in range(count)]
+
+
+def precisions(done: Iterable[Run], left: Iterable[Job]) -> str:
+    """A note if what is ``left`` would be computed in another precision than what is done, or "".
+
+    ``train.precision: auto`` is not the same on every machine.
+    """
+    device = torch.device("cuda" if _gpus() else "cpu")
+    before = {run.results["protocol"].get("precision", "one that is not told") for run in done}
+    here = {resolve_precision(job.config.train.precision, device) for job in left}
+    if not before or here <= before:
+        return ""
+    return (
+        f"note: what is done was computed in {', '.join(sorted(before))}, what is left would be in "
+        f"{', '.join(sorted(here))} on this machine; the comparison will say which is which"
+    )
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def describe(jobs: Sequence["Job"]) -> str:
 def run_sweep(sweep: "SweepConfig", jobs: Sequence["Job"], command: str) -> int:
     """Do what is not done yet, then compare; ``command`` goes on with it. Return the exit code."""
     from engine.commands import Commands
-    from engine.sweep import alone_in, compare, open_slots, run_jobs
+    from engine.sweep import alone_in, compare, open_slots, precisions, run_jobs
 
     with alone_in(Path(sweep.folder)):
         runs = {job.name: run for job in jobs if (run := job.finished())}
@@ -64,6 +64,8 @@ def run_sweep(sweep: "SweepConfig", jobs: Sequence["Job"], command: str) -> int:
         slots = open_slots(sweep)
         where = f"{sweep.folder} and results/" if sweep.record else sweep.folder
         print(f"{_counts(len(jobs), len(runs))}, {_parallel(slots)}, in {where}", flush=True)
+        if note := precisions(runs.values(), left):
+            print(note, flush=True)
         ended: list[Outcome] = []
         with Commands() as commands:
             for outcome in run_jobs(left, slots, commands):

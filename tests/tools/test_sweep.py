@@ -19,6 +19,7 @@ import cv2
 import pytest
 import torch
 
+from engine import precision
 from engine.commands import Commands
 from engine.signals import StopSignal
 from tools import sweep
@@ -81,7 +82,7 @@ def leave_results(config: Config, folder: Path, splits: list[str]) -> None:
     checkpoint = (folder / "best.safetensors").read_bytes()
     results = {
         "splits": {split: {"oIoU": oIoU, "mIoU": 50.0} for split in splits},
-        "protocol": {},
+        "protocol": {"precision": "fp32"},
         "data": {},
         "dirty": False,
         "checkpoint": {"sha256": hashlib.sha256(checkpoint).hexdigest()},
@@ -100,6 +101,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "etris.yaml").write_text(json.dumps(etris))
     monkeypatch.setattr(sweep, "ROOT", tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(precision, "FAST_BF16_FLAGS", set())
     monkeypatch.chdir(tmp_path)  # main() goes there
     return tmp_path
 
@@ -194,6 +196,20 @@ def test_records_are_enough(scripts, go, project: Path, capsys) -> None:
     assert "4 jobs, 3 done, 1 at a time on the CPU, in runs/sweep-mine and results/" in out
     assert out.partition("\n\n")[2] == table
     assert "| frozen |" in (project / "runs/sweep-mine/comparison.md").read_text()
+
+
+def test_another_precision_than_before_is_told_before_it_runs(
+    scripts, go, project: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert go(configs=["frozen.yaml"]) == 0
+    assert "note:" not in capsys.readouterr().out
+    (project / "flags").write_text("flags : fpu amx_bf16")
+    monkeypatch.setattr(precision, "CPU_LISTING", project / "flags")
+    monkeypatch.setattr(precision, "FAST_BF16_FLAGS", {"amx_bf16"})
+    assert go() == 0
+    out = capsys.readouterr().out
+    assert "what is done was computed in fp32, what is left would be in bf16 on this machine" in out
+    assert out.index("note:") < out.index("etris-seed0: oIoU")
 
 
 @pytest.mark.parametrize(
