@@ -21,9 +21,9 @@ from model import Segmenter
 from model.bridges.bridger import Bridger, Gate, Stage
 from model.bridges.intertwine import Intertwine
 from model.clip import CLIP
-from model.clip.attention import Attention, hide, split_heads
+from model.clip.attention import Attention, hide, weigh
 from model.clip.common import Features, to_map, to_tokens
-from model.clip.eva import RotaryAttention, turn
+from model.clip.eva import RotaryAttention
 from model.encoder import Encoder
 from model.side.gst import GlobalShortcut, global_prior
 from utils.config import Config
@@ -144,18 +144,12 @@ def attention_weights(
     attention: Attention | RotaryAttention, arguments: Mapping[str, Any]
 ) -> Tensor:
     """``softmax(Q K^T / sqrt(D))``, mean over heads: ``(B, N, M)`` of a call with ``arguments``."""
-    query = arguments["x" if isinstance(attention, RotaryAttention) else "query"]
-    key, memory, keep = (arguments.get(name) for name in ("key", "memory", "keep"))
-    q = split_heads(attention.q_proj(query), attention.heads)  # (B, heads, N, D)
-    k = split_heads(attention.k_proj(query if key is None else key), attention.heads)
-    if isinstance(attention, RotaryAttention):
-        q, k = (turn(x, arguments["cosine"], arguments["sine"]) for x in (q, k))
-    if memory is not None:
-        k = torch.cat([k, split_heads(attention.k_proj(memory), attention.heads)], dim=2)
-    scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
-    if keep is not None:
-        scores[..., -keep.shape[1] :] += hide(keep, scores)[:, None, None]
-    return scores.softmax(dim=3).mean(dim=1)
+    names = inspect.signature(attention.queries_and_keys).parameters
+    given = {name: value for name, value in arguments.items() if name in names}
+    q, k = attention.queries_and_keys(**given)  # (B, heads, N, D), (B, heads, M, D)
+    keep = arguments.get("keep")
+    bias = None if keep is None else hide(keep, q)[:, None, None]
+    return weigh(q * q.shape[3] ** -0.5, k, bias).float().mean(dim=1)
 
 
 def find_readers(segmenter: Segmenter, num_words: int) -> tuple[dict[str, Reader], dict[str, str]]:

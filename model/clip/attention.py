@@ -50,17 +50,24 @@ class Attention(nn.Module):
         value_change: Tensor | None = None,  # (B, M, C): added to the projected values
         memory: Tensor | None = None,  # tokens that stand behind key and value
     ) -> Tensor:
-        key = query if key is None else key
-        value = key if value is None else value
-        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        value = (query if key is None else key) if value is None else value
+        q, k = self.queries_and_keys(query, key, memory)
+        v = self.v_proj(value)
         v = v if value_change is None else v + value_change
         if memory is not None:
-            k = torch.cat([k, self.k_proj(memory)], dim=1)
             v = torch.cat([v, self.v_proj(memory)], dim=1)
-        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
         dropout = self.dropout if self.training else 0.0
-        x = attend(q, k, v, keep, causal=self.causal, dropout=dropout)
+        x = attend(q, k, split_heads(v, self.heads), keep, causal=self.causal, dropout=dropout)
         return self.out_proj(x)  # (B, N, out_width)
+
+    def queries_and_keys(
+        self, query: Tensor, key: Tensor | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``Q`` and ``K`` of these arguments of a call: ``(B, heads, N or M, D)``."""
+        k = self.k_proj(query if key is None else key)
+        if memory is not None:
+            k = torch.cat([k, self.k_proj(memory)], dim=1)
+        return split_heads(self.q_proj(query), self.heads), split_heads(k, self.heads)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -34,15 +34,21 @@ class RotaryAttention(nn.Module):
         keep: Tensor | None = None,  # (B, K) bool: as for attend()
         memory: Tensor | None = None,  # (B, M, C): tokens without a place, read beside x
     ) -> Tensor:
-        q, k, v = (
-            split_heads(project(x), self.heads)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k = self.queries_and_keys(x, memory, cosine=cosine, sine=sine)
+        v = split_heads(self.v_proj(x), self.heads)
+        if memory is not None:
+            v = torch.cat([v, split_heads(self.v_proj(memory), self.heads)], dim=2)
+        return self.out_proj(self.norm(attend(q, k, v, keep)))
+
+    def queries_and_keys(
+        self, x: Tensor, memory: Tensor | None = None, *, cosine: Tensor, sine: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``Q`` and ``K`` of these arguments of a call, turned: ``(B, heads, N or M, D)``."""
+        q, k = (split_heads(project(x), self.heads) for project in (self.q_proj, self.k_proj))
         q, k = turn(q, cosine, sine), turn(k, cosine, sine)
         if memory is not None:
             k = torch.cat([k, split_heads(self.k_proj(memory), self.heads)], dim=2)
-            v = torch.cat([v, split_heads(self.v_proj(memory), self.heads)], dim=2)
-        return self.out_proj(self.norm(attend(q, k, v, keep)))
+        return q, k
 
 
 class SwiGLU(nn.Module):
