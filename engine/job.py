@@ -129,10 +129,10 @@ def plan(sweep: SweepConfig, path: Path) -> list[Job]:
             twice, every split that a configuration's data lack and every folder or record that
             belongs to another run.
     """
-    problems = [f"{path}: {problem}" for problem in _repeated(sweep.configs)]
+    problems = [f"{path}: {problem}" for problem in _repeated(sweep.rows)]
     jobs = []
     for seed in sweep.seeds:
-        for method in sweep.configs:
+        for method in sweep.rows:
             folder = f"{sweep.folder}/{method.label}-seed{seed}"
             options = {**sweep.opts, **method.opts, "train.seed": seed, "run.folder": folder}
             overrides = to_overrides(options)

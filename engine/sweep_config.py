@@ -1,4 +1,4 @@
-"""What a sweep is: methods, seeds and keys for all of them, read from one YAML file."""
+"""What a sweep is: methods, overrides, seeds and keys for all, read from one YAML file."""
 
 import json
 import re
@@ -95,6 +95,8 @@ class SweepConfig(Section):
         configs: the methods, paths or ``{config: PATH, name: NAME, opts: {...}}``.
         seeds: each method is trained with every one.
         opts: keys that go over those of every configuration.
+        overrides: each a name and its keys, ``{lr3: {train.lr: 1e-3}}``; every method is trained
+            with each of them, as a row ``<method>.<name>``. They go over all other keys.
         splits: what the best checkpoint of each run is scored on.
         folder: of all runs, each ``<name>-seed<seed>``, and of the comparison.
         parallel: how many run at a time. ``auto``: one for each GPU, or without any one for every
@@ -106,11 +108,23 @@ class SweepConfig(Section):
     configs: Annotated[Methods, AfterValidator(_some)] = Field(default=[])
     seeds: Annotated[list[Seed], AfterValidator(_distinct)] = Field(default=[0])
     opts: Options = Field(default={})
+    overrides: dict[Annotated[str, AfterValidator(_plain)], Options] = Field(default={})
     splits: Annotated[list[str], AfterValidator(_distinct)] = Field(default=[])
     folder: Annotated[str, AfterValidator(_plainly_called)]
     parallel: Slots = "auto"
     threads: Count = 1
     record: bool = False
+
+    @property
+    def rows(self) -> list[MethodConfig]:
+        """``configs`` x ``overrides``, each override of a method after the other."""
+        if not self.overrides:
+            return self.configs
+        return [
+            MethodConfig(config=one.config, name=f"{one.label}.{name}", opts=one.opts | options)
+            for one in self.configs
+            for name, options in self.overrides.items()
+        ]
 
 
 def load_sweep(path: Path) -> SweepConfig:

@@ -1,4 +1,4 @@
-"""Train and test methods x seeds, several at a time, and compare them: a table and a chart.
+"""Train and test methods x overrides x seeds, several at a time; compare them: a table and a chart.
 
 Give the same command again after a stop or a failure: what is done is skipped, what was begun goes
 on. With `record: true`, what has a record in results/ is done, whatever became of its folder. Each
@@ -32,6 +32,7 @@ all keys of a sweep, of which only configs and splits are needed:
     - {config: config/demo/etris.yaml, name: etris_32, opts: {model.bridges.0.dim: 32}}
   seeds: [0, 1]
   opts: {train.max_steps: 600, train.max_minutes: null}   # over those of every configuration
+  overrides: {slow: {train.lr: 1e-4}, fast: {train.lr: 1e-3}}   # rows frozen.slow, frozen.fast, ...
   splits: [val, testA, testB]
   folder: runs/sweep-mine       # default: runs/sweep-<name of the file>
   parallel: auto                # or a number; auto: one per GPU, or per `threads` cores of a CPU

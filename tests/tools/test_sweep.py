@@ -78,7 +78,7 @@ def train(config: Config, folder: Path, *, step: int = 9) -> None:
 
 
 def leave_results(config: Config, folder: Path, splits: list[str]) -> None:
-    oIoU = SCORES[folder.name.partition("-")[0]] + config.train.seed  # noqa: N806
+    oIoU = SCORES.get(folder.name.partition("-")[0], 50.0) + config.train.seed  # noqa: N806
     checkpoint = (folder / "best.safetensors").read_bytes()
     results = {
         "splits": {split: {"oIoU": oIoU, "mIoU": 50.0} for split in splits},
@@ -170,6 +170,23 @@ def test_names_and_keys_of_a_method(scripts, go) -> None:
     assert (config.train.lr, config.model.bridges[0]["dim"]) == (1e-5, 32)
     assert config.data.root == "a, b"
     assert Path("results/some-etris.32-seed0.json").is_file()
+
+
+def test_every_method_is_trained_with_every_override(scripts, go, capsys) -> None:
+    slow = {"config": "frozen.yaml", "opts": {"train.lr": 0.2, "train.epochs": 3}}
+    overrides = {"x1": {"train.lr": 0.5}, "x2": {"train.warmup_steps": 7}}
+    assert go("--dry-run", configs=[slow, "etris.yaml"], overrides=overrides, seeds=[0, 1]) == 0
+    assert capsys.readouterr().out.endswith("8 jobs, 0 done\n")
+    assert go(configs=[slow], overrides=overrides) == 0
+    assert [name for name in scripts.called if name.startswith("train")] == [
+        "train frozen.x1-seed0",
+        "train frozen.x2-seed0",
+    ]
+    one, two = (
+        load_config(f"runs/sweep-mine/frozen.{name}-seed0/config.yaml").train for name in overrides
+    )
+    assert (one.lr, one.epochs, two.lr, two.warmup_steps) == (0.5, 3, 0.2, 7)
+    assert "| frozen.x2 | 0 |" in capsys.readouterr().out
 
 
 def test_a_run_is_done_when_it_is_recorded(scripts, go, capsys) -> None:
@@ -325,6 +342,9 @@ def test_without_any_result_there_is_no_table(scripts, go, project, capsys) -> N
         ),
         ({"folder": "etris.yaml"}, "folder: etris.yaml cannot be made (File exists); give the"),
         ({"opts": {"train.seed": 3}}, "train.seed is the sweep's own: 'seeds' lists the seeds"),
+        ({"overrides": {"a": {"run.folder": "x"}}}, "run.folder is the sweep's own: 'folder' says"),
+        ({"overrides": {"a b": {}}}, "should be of letters, digits, '_', '.', '+' and '-'"),
+        ({"overrides": {"a": {"train.lr": "x"}}}, "mine.yaml: opts: train.lr=x: train.lr: 'x'"),
         ({"parallel": 0}, "parallel: 0: should be 'auto' or how many run at a time"),
     ],
 )
