@@ -18,6 +18,7 @@ from utils.memory import family, peak_size, present_size
 PROC = Path("/proc")
 SIDE = 2048
 NUM_PRODUCTS = {"cpu": 3, "cuda": 300}
+LONGEST = 10.0
 IDLE = (3, 4)  # of the columns of /proc/stat: idle, and waiting for a disk
 NUM_TIMES = 8  # user to steal; what guests take is counted in user
 TIMES = slice(11, 15)  # of /proc/PID/stat after the name: own and children's, user and system
@@ -42,17 +43,28 @@ class Clock:
 
 
 def calibrate(clock: Clock) -> dict[str, float]:
-    """GFLOP/s of products of two matrices of 2048 x 2048, in float32 and bf16."""
+    """GFLOP/s of products of two matrices of 2048 x 2048, in float32 and bf16.
+
+    Where these would take over :data:`LONGEST` seconds, as bf16 does on a processor that has no
+    instructions for it, those of 256 x 256.
+    """
     return {"fp32": _rate(torch.float32, clock), "bf16": _rate(torch.bfloat16, clock)}
 
 
 def _rate(dtype: torch.dtype, clock: Clock) -> float:
-    left, right = (torch.randn(SIDE, SIDE, device=clock.device).to(dtype) for _ in range(2))
-    product, number = left @ right, NUM_PRODUCTS[clock.device.type]
+    number = NUM_PRODUCTS[clock.device.type]
+    tried = max(_measure(SIDE // 8, 1, dtype, clock) for _ in range(3))
+    is_slow = number * 2 * SIDE**3 / tried / 1e9 > LONGEST
+    return tried if is_slow else _measure(SIDE, number, dtype, clock)
+
+
+def _measure(side: int, number: int, dtype: torch.dtype, clock: Clock) -> float:
+    left, right = (torch.randn(side, side, device=clock.device).to(dtype) for _ in range(2))
+    product = left @ right
     began = clock()
     for _ in range(number):
         torch.matmul(left, right, out=product)
-    return number * 2 * SIDE**3 / (clock() - began) / 1e9
+    return number * 2 * side**3 / (clock() - began) / 1e9
 
 
 def count_flops(work: Callable[[], Any]) -> int:
