@@ -12,8 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pages import ROOT, read, table
 
+from engine.comparison import caveats, group_runs, to_markdown
+from engine.job import plan
 from engine.parameters import count
 from engine.published import read_tables
+from engine.sweep_config import load_sweep
 from utils.config import load_config
 from utils.data.facts import DATASETS
 
@@ -84,6 +87,20 @@ def test_results_of_the_readme_follow_from_their_files(row: list[str]) -> None:
         scores = [run[split]["oIoU"] for run in runs]
         cells.append(f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}")
     assert row[1:] == cells
+
+
+def test_the_comparison_is_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tools/sweep.py writes it, every job of the sweep among them, and all that is not alike."""
+    monkeypatch.chdir(ROOT)
+    path = Path("sweeps/demo.yaml")
+    sweep = load_sweep(path)
+    runs = [job.finished() for job in plan(sweep, path)]
+    assert None not in runs
+    methods = group_runs(run for run in runs if run)
+    page = read("docs/comparison.md")
+    assert to_markdown(methods, sweep.splits) in page
+    told = {f"- not the same for all: {note}" for note in caveats(methods)}
+    assert told <= set(page.splitlines())
 
 
 PUBLISHED = table("docs/reproducing.md", "| configuration | RefCOCO |")
