@@ -227,7 +227,7 @@ def _draw_panel(axis: Any, methods: Sequence[Method], split: str, metric: str) -
 
     for i, method in enumerate(methods):
         scores, size = method.scores(split, metric), method.trained - method.head
-        mean, color, marker = fmean(scores), COLOURS[i % 13], MARKERS[i % 13]
+        mean, color, marker = fmean(scores), COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         spread = [[mean - min(scores)], [max(scores) - mean]]
         axis.errorbar(size, mean, spread, color=color, marker=marker, capsize=3, label=method.name)
         axis.scatter([size] * len(scores), scores, color=color, s=7, alpha=0.5)
