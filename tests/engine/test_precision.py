@@ -1,5 +1,6 @@
 """Which number format a device computes in."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,4 +99,24 @@ def test_bf16_changes_fifty_losses_less_than_another_draw_of_dropout(
         losses.append(torch.stack([update(batch)[0][0] for batch in batches]))
     plain, other_draw, rounded = losses
     assert plain[-10:].mean() < 0.8 * plain[:10].mean()
+    assert (rounded - plain).abs().mean() < (other_draw - plain).abs().mean()
+
+
+def test_bf16_changes_a_tiny_models_losses_less_than_another_draw_of_dropout(
+    tiny_segmenter: Callable, batch: tuple[torch.Tensor, ...]
+) -> None:
+    """The same on every processor, also on one to which bf16 is foreign."""
+    decoder = {"dim": 32, "layers": 1, "heads": 4, "feedforward": 32, "dropout": 0.1}
+    parts = dict(zip(("image", "ids", "mask"), batch, strict=True))
+    losses = []
+    for number_format, seed in (("fp32", 0), ("fp32", 1), ("bf16", 0)):
+        segmenter = tiny_segmenter("vit", {"decoder": decoder}).train()
+        store_frozen(segmenter, number_format)
+        groups = segmenter.parameter_groups(lr=3e-4, encoder_lr_scale=1.0)
+        adam = GuardedAdam(groups, weight_decay=0.0)
+        update = Update(segmenter, adam, processes=ALONE, precision=number_format)
+        torch.manual_seed(seed)
+        losses.append(torch.stack([update(parts)[0][0] for _ in range(20)]))
+    plain, other_draw, rounded = losses
+    assert plain[-5:].mean() < plain[:5].mean()
     assert (rounded - plain).abs().mean() < (other_draw - plain).abs().mean()
