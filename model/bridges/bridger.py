@@ -137,6 +137,9 @@ class Stage(nn.Module):
         if not last:
             self.image_norm, self.text_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         initialize(self)
+        is_last_stage = stage == len(STAGE_ENDS) - 1
+        initialize_zoom(self.zoom_in, is_transposed=is_last_stage)
+        initialize_zoom(self.zoom_out, is_transposed=not is_last_stage)
 
     def merge(self, patches: Tensor, words: Tensor, carry: Carry) -> tuple[Tensor, Tensor]:
         """The next stage's streams with what this one carried into them."""
@@ -188,10 +191,23 @@ def with_norm(zoom: nn.Module, channels: int, norm: bool) -> nn.Module:
 
 
 def initialize(module: nn.Module) -> None:
-    """As released: Linears normal with deviation 0.02, convolutions Kaiming by their fan out."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
+    """As released: Linears normal with deviation 0.02, but for an attention's q, k and v."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear) and not name.endswith(("q_proj", "k_proj", "v_proj")):
             nn.init.normal_(part.weight, std=0.02)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+def initialize_zoom(module: nn.Module, *, is_transposed: bool) -> None:
+    """Kaiming normal as released: over ``shape[0]`` of a weight, the input's channels of a
+    transposed convolution.
+
+    Args:
+        is_transposed: whether it is one in the released code, also where the grids are equal and a
+            plain one does the same here.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            is_plain_here = is_transposed and isinstance(part, nn.Conv2d)
+            mode = "fan_in" if is_plain_here else "fan_out"
+            nn.init.kaiming_normal_(part.weight, mode=mode, nonlinearity="relu")

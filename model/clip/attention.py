@@ -15,6 +15,9 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """Multi-head attention ``softmax(Q K^T / sqrt(C / heads)) V`` of four Linears around SDPA.
 
+    Its weights start as those of ``nn.MultiheadAttention``: queries, keys and values Xavier
+    uniform, as one matrix ``(3 C, C)`` where their tokens are of one width; every bias zero.
+
     Args:
         width: of the queries and, unless ``out_width`` says otherwise, of the output.
         memory_width: of the tokens that keys and values are made of; ``width`` by default.
@@ -40,6 +43,10 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.k_proj, self.v_proj = nn.Linear(memory_width, width), nn.Linear(memory_width, width)
         self.out_proj = nn.Linear(width, out_width or width)
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            initialize_projection(projection.weight, is_one_of_three=memory_width == width)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.zeros_(projection.bias)
 
     def forward(
         self,
@@ -68,6 +75,12 @@ class Attention(nn.Module):
         if memory is not None:
             k = torch.cat([k, self.k_proj(memory)], dim=1)
         return split_heads(self.q_proj(query), self.heads), split_heads(k, self.heads)
+
+
+def initialize_projection(weight: Tensor, *, is_one_of_three: bool = True) -> None:
+    """Xavier uniform, for one of three matrices ``(C, C)`` that are drawn as one ``(3 C, C)``."""
+    # 6 / (3 C + C) under the root of Xavier's bound is half of 6 / (C + C)
+    nn.init.xavier_uniform_(weight, gain=0.5**0.5 if is_one_of_three else 1.0)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

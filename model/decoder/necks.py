@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from model.clip.attention import initialize_projection
 from model.clip.clip import CLIP
 from model.clip.common import zoom
 
@@ -68,9 +69,7 @@ class AlignedNeck(FusingNeck):
             norm_relu(zoom(width, dim, ratio), dim)
             for width, ratio in zip(widths, ratios, strict=True)
         )
-        self.gates = nn.ModuleList(
-            nn.Sequential(nn.Linear(dim, dim), nn.Linear(dim, dim)) for _ in widths
-        )
+        self.gates = nn.ModuleList(make_gate(dim) for _ in widths)
         self._add_fusion(len(widths), grid=grid, dim=dim)
 
     def forward(self, maps: tuple[Tensor, ...], sentence: Tensor) -> Tensor:
@@ -82,6 +81,15 @@ class AlignedNeck(FusingNeck):
                 for level, gate, x in zip(self.levels, self.gates, maps, strict=True)
             ]
         )
+
+
+def make_gate(dim: int) -> nn.Sequential:
+    """``out(value(x))`` of an attention, which start as there."""
+    value, out = nn.Linear(dim, dim), nn.Linear(dim, dim)
+    initialize_projection(value.weight)
+    nn.init.zeros_(value.bias)
+    nn.init.zeros_(out.bias)
+    return nn.Sequential(value, out)
 
 
 class PyramidNeck(FusingNeck):
