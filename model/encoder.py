@@ -1,10 +1,12 @@
 """The two towers of a CLIP in step, with the bridges between them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from model.bridges import Bridge
@@ -86,15 +88,37 @@ class Encoder(nn.Module):
 
     def _run(self, tower: nn.Module, step: int, hidden: Hidden) -> Hidden:
         run = cast(Callable[[int, Hidden], Hidden], tower.run)
-        if self.recomputes and torch.is_grad_enabled():
+        if not self.recomputes or not torch.is_grad_enabled():
+            return run(step, hidden)
+        norms = [m for m in tower.modules() if isinstance(m, _BatchNorm) and m.training]
+        if not norms or torch.compiler.is_compiling():  # compiled, they move once anyway
             return checkpoint(run, step, hidden, use_reentrant=False)
-        return run(step, hidden)
+        return checkpoint(
+            run,
+            step,
+            hidden,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), still_statistics(norms)),
+        )
 
     def _keep(self, seen: Seen, step: int, hidden: Hidden) -> Seen:
         """Add what the decoder and a side network read of the image tower after ``step``."""
         maps = (*seen.maps, hidden.x) if step in STAGE_ENDS else seen.maps
         trail = (*seen.trail, hidden.x.detach()) if step in self.taps else seen.trail
         return seen._replace(maps=maps, trail=trail)
+
+
+@contextmanager
+def still_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Normalise by the batch and move no running statistics: they moved in the first pass."""
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def concatenate(seen: Sequence[Seen]) -> Seen:
