@@ -16,11 +16,17 @@ from safetensors.torch import load_file, save
 
 from engine.differences import differences
 from model import Segmenter, build_segmenter
+from model.segmenter import shorten
 from utils.config import Config, load_config
 
 FORMAT = "referring-segmentation-1"
-# Without effect on a loaded model: the file's place (its hash counts) and dropout.
-_IRRELEVANT = ("backbone.weights", "decoder.dropout")
+# Without effect on a loaded model: the file's place (its hash counts), and what training reads.
+_IRRELEVANT = (
+    "backbone.weights",
+    "decoder.dropout",
+    "decoder.initial_kernel",
+    "decoder.train_connect",
+)
 
 
 def save_checkpoint(
@@ -44,6 +50,7 @@ def save_checkpoint(
         "holds": "everything" if everything else "trainable",
         "config": config.to_dict(),
         "backbone": {key: segmenter.backbone[key] for key in ("name", "sha256")},
+        "hyperparameters": segmenter.hyperparameters(),
         **(extra or {}),
     }
     # Clones: safetensors refuses tensors that share memory.
@@ -96,14 +103,20 @@ def choose_config(checkpoint: Path, path: Path | None, overrides: Sequence[str])
         return load_config(own, overrides)
 
 
-def load_segmenter(config: Config, path: Path, max_words: int) -> Segmenter:
+def sentence_length(config: Config, trained: Config) -> int:
+    """Tokens that a model trained with ``trained`` reads of every sentence, padding included.
+
+    That is the length it was trained with, whatever it is scored on, since modules between the
+    towers read the padding too; a longer ``data.max_words`` of ``config`` makes it longer.
+    """
+    return max(config.data.max_words or 0, trained.data.longest_sentence)
+
+
+def load_segmenter(config: Config, path: Path) -> Segmenter:
     """Build the model of ``config`` and load checkpoint ``path`` into it.
 
-    It takes sentences of ``max_words`` tokens, and those it was trained on if they were longer:
-    a checkpoint that holds positions has so many.
-
-    Raises ``ValueError`` for a file that is missing or not ours, another architecture (naming the
-    keys that differ) and another backbone (its SHA-256 differs).
+    Raises ``ValueError`` for a file that is missing or not ours, another architecture (naming what
+    differs) and another backbone (its SHA-256 differs).
     """
     metadata = read_metadata(path)
     # Through Config, so that keys younger than the checkpoint stand at their defaults.
@@ -113,9 +126,10 @@ def load_segmenter(config: Config, path: Path, max_words: int) -> Segmenter:
     segmenter = build_segmenter(
         config.model,
         image_size=config.data.image_size,
-        max_words=max(max_words, trained.data.longest_sentence),
+        max_words=sentence_length(config, trained),
         load_weights=not everything,
     )
+    _check_hyperparameters(segmenter, metadata.get("hyperparameters", {}), path)
     if not everything:
         _check_backbone(segmenter.backbone, metadata["backbone"], path)
     state = load_file(path)
@@ -136,6 +150,7 @@ def _check_architecture(config: Config, trained: Config, path: Path) -> None:
     listed = [
         f"model.{key} is {trained_with!r} in it and {asked!r} in the config"
         for key, (asked, trained_with) in unequal.items()
+        if not key.endswith(".lr_scale")
     ]
     if listed:
         raise ValueError(
@@ -153,6 +168,24 @@ def _way_back(config: Config, trained: Config) -> str:
         f" It was trained on images of {theirs} pixels and this model takes {ours}; "
         f"set data.image_size={theirs}"
     )
+
+
+def _check_hyperparameters(
+    segmenter: Segmenter, trained: Mapping[str, Mapping[str, Any]], path: Path
+) -> None:
+    """``ValueError`` if heads or strides are not those of training; older files don't hold them."""
+    ours = segmenter.hyperparameters()
+    listed = [
+        f"{name} has {kind} {value} in it and {ours[kind][name]} in the model"
+        for kind, values in trained.items()
+        for name, value in values.items()
+        if ours[kind].get(name, value) != value
+    ]
+    if listed:
+        raise ValueError(
+            f"{path}: was trained with other heads or strides: {shorten(listed)}; set them in the "
+            "configuration as they were"
+        )
 
 
 def _check_backbone(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from engine.metrics import RULE, Metrics, Record, metrics_from_records
 from engine.precision import autocast
+from engine.protocols import PROTOCOLS
 from engine.scenes import Scene, by_image, scene_loader
-from engine.threshold import found, largest_outside
 from model import Segmenter
 from utils.config import Config
 from utils.data.dataset import ReferDataset, Sample
-from utils.data.transforms import restore_logits
 from utils.distributed import Processes
 from utils.logging import progress_bar
 
@@ -32,6 +31,14 @@ class Result:
 
 
 def evaluate(
+    segmenter: Segmenter, dataset: ReferDataset, *, protocol: str = "native", **options: Any
+) -> Result:
+    """:func:`evaluate_by` one protocol."""
+    return evaluate_by([protocol], segmenter, dataset, **options)[protocol]
+
+
+def evaluate_by(
+    protocols: Sequence[str],
     segmenter: Segmenter,
     dataset: ReferDataset,
     *,
@@ -40,16 +47,20 @@ def evaluate(
     precision: str,
     processes: Processes,
     workers: int = 0,
-) -> Result:
-    """Score ``segmenter`` on ``dataset``; every process returns the whole result.
+    first_sentences: bool = False,
+) -> dict[str, Result]:
+    """Score ``segmenter`` on ``dataset`` by each of ``protocols``, in one pass through the model.
 
-    A pixel belongs to the mask if its probability, computed in ``precision`` (fp32, bf16 or fp16),
-    is above ``threshold``. Process ``rank`` scores all sentences of every ``world_size``-th image,
-    none twice, ``batch_size`` images fetched at a time; neither number changes any score. The
-    segmenter returns in the mode (training or not) it came in.
+    Every process returns the whole result. A pixel belongs to the mask if its probability, computed
+    in ``precision`` (fp32, bf16 or fp16), is above ``threshold``. Process ``rank`` scores all
+    sentences of every ``world_size``-th image, none twice, ``batch_size`` images fetched at a time;
+    neither number changes any score. With ``first_sentences`` only the first sentence about each
+    reference counts. The segmenter returns in the mode (training or not) it came in.
     """
     samples = [dataset.info(index) for index in range(len(dataset))]
     groups = by_image(samples)[processes.rank :: processes.world_size]
+    if first_sentences:
+        groups = [[sentences[:1] for sentences in references] for references in groups]
     loader = scene_loader(
         dataset, groups, batch_size=batch_size, processes=processes, workers=workers
     )
@@ -59,12 +70,18 @@ def evaluate(
     total = sum(len(sentences) for references in groups for sentences in references)
     with progress_bar(shown=processes.is_main, total=total, desc="scoring", leave=False) as bar:
         for scenes in loader:
-            counts += _count(segmenter, scenes, threshold, precision, processes.device)
+            counts += _count(segmenter, scenes, protocols, threshold, precision, processes.device)
             bar.update(sum(len(scene.indices) for scene in scenes))
     segmenter.train(was_training)
     everyone = sorted(row for rows in processes.gather(counts) for row in rows)
-    records = [_record(samples[index], index, *pixels) for index, *pixels in everyone]
-    return Result(metrics_from_records(records), records)
+    results = {}
+    for place, protocol in enumerate(protocols):
+        records = [
+            _record(samples[index], index, *pixels[2 * place : 2 * place + 2])
+            for index, *pixels in everyone
+        ]
+        results[protocol] = Result(metrics_from_records(records), records)
+    return results
 
 
 def evaluate_together(
@@ -138,6 +155,7 @@ def find_masks(
     threshold: float,
     precision: str,
     device: torch.device,
+    protocol: str = "native",
 ) -> list[np.ndarray]:
     """The masks, bool (H, W), that ``evaluate`` has counted for these items."""
     if not indices:
@@ -149,43 +167,55 @@ def find_masks(
         precision=precision,
         device=device,
     )
+    to_masks = PROTOCOLS[protocol].masks
     return [
-        found(restore_logits(one[0], dataset.letterbox(index)), threshold).cpu().numpy()
+        to_masks(one, dataset.letterbox(index), threshold)[0].bool().cpu().numpy()
         for one, index in zip(logits, indices, strict=True)
     ]
 
 
 @torch.no_grad()
-def count_pixels(logits: Tensor, scene: Scene, threshold: float) -> Tensor:
+def count_pixels(
+    logits: Tensor, scene: Scene, threshold: float, protocol: str = "native"
+) -> Tensor:
     """Pixels in both masks and in either, for each sentence of ``scene``: int64 (N, 2).
 
     ``logits`` (N, h, w) stay where they are. Masks are numbers here, 0 and 1: a CPU converts bytes
     and sums floats several times as fast as it does bools, and a row of floats counts exactly.
     """
-    outside = largest_outside(threshold, logits.device)
+    to_masks = PROTOCOLS[protocol].masks
     truths = scene.truths.to(logits.device, non_blocking=True).view(torch.uint8).float()
     sums = []
     # one reference after the other: more would leave a CPU's cache
     for part, truth in zip(logits.split(scene.counts), truths, strict=True):
-        mask = restore_logits(part, scene.letterbox).gt_(outside)  # (n, H, W)
+        mask = to_masks(part, scene.letterbox, threshold)  # (n, H, W)
         area = mask.sum(dim=2) + truth.sum(dim=1)  # (n, H)
         both = mask.mul_(truth).sum(dim=2)
         sums.append(torch.stack([both, area - both], dim=1))  # (n, 2, H)
     return torch.cat(sums).sum(dim=2, dtype=torch.int64)
 
 
-def protocol(config: Config, max_words: Any, *, precision: str) -> dict[str, Any]:
-    """All that fixes the numbers of ``evaluate``, for result files."""
+def describe_protocol(
+    config: Config, max_words: Any, *, precision: str, name: str, length: int
+) -> dict[str, Any]:
+    """All that fixes the numbers of ``evaluate``, for result files.
+
+    ``max_words``: tokens at which sentences are cut; ``length``: to which they are padded.
+    """
+    protocol = PROTOCOLS[name]
     return {
+        "name": protocol.name,
+        "number": protocol.number,
         "image_size": config.data.image_size,
-        "resize": "letterbox to a square; logits to the original pixels by one bilinear resampling",
+        "resize": protocol.resize,
         "threshold": config.eval.threshold,
         "samples_per_forward_pass": (
             f"{MOST_SENTENCES}; on a CPU 1 to {MOST_SENTENCES}, by the size of the image"
         ),
-        "comparison": "sigmoid(logit) > threshold, at the original size",
+        "comparison": protocol.comparison,
         "sentences": "every sentence of every reference, once",
         "max_words": max_words,
+        "padded_to": length,
         "precision": precision,
         "metrics": RULE,
     }
@@ -194,11 +224,15 @@ def protocol(config: Config, max_words: Any, *, precision: str) -> dict[str, Any
 def _count(
     segmenter: Segmenter,
     scenes: Sequence[Scene],
+    protocols: Sequence[str],
     threshold: float,
     precision: str,
     device: torch.device,
 ) -> list[list[int]]:
-    """``[index, intersection, union]`` of each sentence, fetched from the device at once."""
+    """``[index, intersection, union, ...]`` of each sentence, two numbers for each protocol.
+
+    They are fetched from the device at once.
+    """
     logits = predict_logits(
         segmenter,
         torch.stack([scene.image for scene in scenes]),
@@ -207,11 +241,12 @@ def _count(
         device=device,
     )
     counts = [
-        count_pixels(one, scene, threshold) for one, scene in zip(logits, scenes, strict=True)
+        torch.cat([count_pixels(one, scene, threshold, name) for name in protocols], dim=1)
+        for one, scene in zip(logits, scenes, strict=True)
     ]
     indices = [index for scene in scenes for index in scene.indices]
-    pairs = torch.cat(counts).tolist()
-    return [[index, *pair] for index, pair in zip(indices, pairs, strict=True)]
+    numbers = torch.cat(counts).tolist()
+    return [[index, *pixels] for index, pixels in zip(indices, numbers, strict=True)]
 
 
 def _record(sample: Sample, index: int, intersection: int, union: int) -> Record:

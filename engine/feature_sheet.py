@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from engine.evaluator import found
 from engine.features import Sight
 from engine.lettering import BLACK, GREY, lettering, wrap
 from engine.pictures import overlay
+from engine.threshold import found
 from utils.data.transforms import Letterbox
 
 WIDTH = 1060  # of the sheet, in pixels

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from model import Segmenter
+from utils.config import Config
 
 CPU_LISTING = Path("/proc/cpuinfo")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -14,9 +15,10 @@ FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """``fp32``, ``bf16`` or ``fp16`` for ``device``; ``auto`` is bf16 where it is fast, else fp32.
+    """``fp32``, ``bf16`` or ``fp16`` for ``device``.
 
-    Raises ``ValueError`` for fp16 without a GPU.
+    ``auto`` is bf16 where it is fast, on older GPUs with fast halves (V100, T4, RTX 20) fp16, which
+    the scaler then guards, and else fp32. Raises ``ValueError`` for fp16 without a GPU.
     """
     if name == "fp16" and device.type != "cuda":
         raise ValueError(
@@ -26,10 +28,20 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        fast = bool(FAST_BF16_FLAGS & _cpu_flags())
-    return "bf16" if fast else "fp32"
+        generation, _ = torch.cuda.get_device_capability(device)
+        return "bf16" if generation >= 8 else "fp16" if generation == 7 else "fp32"
+    return "bf16" if FAST_BF16_FLAGS & _cpu_flags() else "fp32"
+
+
+def scoring_precision(config: Config, device: torch.device) -> str:
+    """That of masks: ``eval.precision``, or without it that of training on ``device``.
+
+    What trained in fp16 on a GPU is scored elsewhere as with ``auto``.
+    """
+    if config.eval.precision is not None:
+        return resolve_precision(config.eval.precision, device)
+    half = config.train.precision == "fp16" and device.type != "cuda"
+    return resolve_precision("auto" if half else config.train.precision, device)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

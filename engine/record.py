@@ -14,7 +14,7 @@ from typing import Any
 from engine.checkpoint import read_metadata
 from engine.comparison import OF_A_RUN, read_runs
 from engine.differences import differences, flatten, list_changes
-from engine.evaluator import protocol
+from engine.evaluator import describe_protocol
 from engine.parameters import count
 from engine.provenance import describe_code
 from engine.resume import State, load_state
@@ -30,6 +30,7 @@ OF_A_TEST = (
     "run.",
     "eval.batch_size",
     "eval.threshold",
+    "eval.precision",
     "data.root",
     "data.workers",
     "model.backbone.weights",
@@ -46,7 +47,7 @@ OF_NO_MATTER = (
     "model.backbone.weights",
 )
 # What a configuration may set of a protocol; the rest of it must be that of the project.
-OF_A_CONFIG = ("image_size", "max_words", "precision")
+OF_A_CONFIG = ("image_size", "max_words", "padded_to", "precision")
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ def hash_of(config: Config) -> str:
 
 def changes_of(record: Mapping[str, Any], path: Path) -> list[str]:
     """Sentences on where a run departs from its configuration file and from the protocol."""
-    ours = protocol(Config(), None, precision="")
-    unequal = differences(record["protocol"], ours, apart_from=OF_A_CONFIG)
+    measured = record["protocol"]
+    ours = describe_protocol(Config(), None, precision="", name=measured["name"], length=0)
+    unequal = differences(measured, ours, apart_from=OF_A_CONFIG)
     return _departures(Config.from_dict(record["config"]), path) + [
         f"protocol: {key} is {mine!r}, the project's is {theirs!r}"
         for key, (mine, theirs) in unequal.items()
@@ -163,11 +165,15 @@ def _departures(config: Config, path: Path) -> list[str]:
 
 def _scores(results: Mapping[str, Any]) -> Any:
     """What is the same when a run is tested twice."""
-    splits = {
-        split: {name: value for name, value in scores.items() if name != "seconds"}
-        for split, scores in results["splits"].items()
-    }
-    return results["checkpoint"]["sha256"], results["protocol"], splits
+    measured = [results, *results.get("other_protocols", [])]
+    scores = [
+        {
+            split: {name: value for name, value in scores.items() if name != "seconds"}
+            for split, scores in one["splits"].items()
+        }
+        for one in measured
+    ]
+    return results["checkpoint"]["sha256"], [one["protocol"] for one in measured], scores
 
 
 def _check_test(config: Config, trained: Config, checkpoint: Path) -> None:

@@ -27,6 +27,7 @@ class _Results(_Part):
     config: dict[str, Any]
     dirty: bool | None
     checkpoint: dict[str, Any] = {}
+    other_protocols: list[dict[str, Any]] = []
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], Config]:
@@ -51,7 +52,17 @@ def read_results(path: Path) -> tuple[dict[str, Any], Config]:
         raise _refusal(path, f"{place}: {first['msg']}") from None
     except ValueError as error:  # of UTF-8 or of JSON
         raise _refusal(path, str(error)) from None
+    protocol = results["protocol"]
+    if "name" not in protocol:  # written before there was another one
+        padded_to = protocol.get("max_words")
+        results["protocol"] = {"name": "native", "number": 1, "padded_to": padded_to} | protocol
     return results, Config.from_dict(results["config"], source=str(path))
+
+
+def splits_by_protocol(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """The scores of a results file: protocol -> split -> score."""
+    measured = [results, *results.get("other_protocols", [])]
+    return {one["protocol"]["name"]: one["splits"] for one in measured}
 
 
 def _refusal(path: Path, reason: str) -> ValueError:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
-from engine.checkpoint import load_segmenter, read_metadata
+from engine.checkpoint import load_segmenter, read_config, read_metadata, sentence_length
 from engine.data import open_tests
-from engine.evaluator import Result, evaluate, find_masks, protocol
+from engine.evaluator import Result, describe_protocol, evaluate_by, find_masks
 from engine.metrics import Record
 from engine.pictures import Case, contact_sheet, write_image
-from engine.precision import resolve_precision, store_for_inference
+from engine.precision import scoring_precision, store_for_inference
+from engine.protocols import PROTOCOLS
 from engine.provenance import provenance
 from model import Segmenter
 from model.clip import sha256_of
@@ -26,18 +27,22 @@ from utils.logging import write_json_lines, write_text
 
 @dataclass(frozen=True)
 class Scoring:
-    """A checkpoint and how to score it; ``output`` gets the files, ``num_pictures`` a kind."""
+    """A checkpoint and how to score it; ``output`` gets the files, ``num_pictures`` a kind.
+
+    Of several ``protocols`` the first is the one that pictures show.
+    """
 
     config: Config
     checkpoint: Path
     output: Path
     processes: Processes
     num_pictures: int
+    protocols: tuple[str, ...]
 
     @property
     def precision(self) -> str:
-        """The number format of the forward passes, that of training on this device."""
-        return resolve_precision(self.config.train.precision, self.processes.device)
+        """The number format of the forward passes."""
+        return scoring_precision(self.config, self.processes.device)
 
     def run(self, splits: list[str]) -> str:
         """Score ``splits`` (empty: all but train), write the files, return the table.
@@ -47,22 +52,29 @@ class Scoring:
         Of several data sets each is scored as if it were alone, and its files begin with its name.
         Raises ``ValueError`` for a split that no data set has or a checkpoint that does not fit.
         """
-        sets = open_tests(self.config, splits)
-        longest = self.config.data.longest_sentence
-        segmenter = load_segmenter(self.config, self.checkpoint, longest)
+        length = sentence_length(self.config, read_config(self.checkpoint))
+        sets = open_tests(self.config, splits, length)
+        segmenter = load_segmenter(self.config, self.checkpoint)
         segmenter.to(self.processes.device).eval()
         store_for_inference(segmenter, self.precision)
-        scores = {label: self._score(segmenter, label, one) for label, one in sets.items()}
+        scores: dict[str, dict[str, Any]] = {protocol: {} for protocol in self.protocols}
+        for label, dataset in sets.items():
+            for protocol, score in self._score(segmenter, label, dataset).items():
+                scores[protocol][label] = score
         if self.processes.is_main:
-            results = self._results(scores, sets)
+            results = self._results(scores, sets, length)
             write_text(self.output / "results.json", json.dumps(results, indent=2) + "\n")
             logger.info(f"written to {self.output}")
-        return table(scores)
+        return tables(scores)
 
-    def _score(self, segmenter: Segmenter, label: str, dataset: ReferDataset) -> dict[str, Any]:
+    def _score(
+        self, segmenter: Segmenter, label: str, dataset: ReferDataset
+    ) -> dict[str, dict[str, Any]]:
+        """The scores of a split by protocol, its files written."""
         name = label.replace("/", "-")
         began = time.monotonic()
-        result = evaluate(
+        results = evaluate_by(
+            self.protocols,
             segmenter,
             dataset,
             threshold=self.config.eval.threshold,
@@ -74,17 +86,23 @@ class Scoring:
         seconds = time.monotonic() - began
         if self.processes.is_main:
             self.output.mkdir(parents=True, exist_ok=True)
-            rows = (record.to_dict() for record in result.records)
-            write_json_lines(self.output / f"{name}.jsonl", rows)
+            for protocol, result in results.items():
+                ending = "" if protocol == self.protocols[0] else f"-{protocol}"
+                rows = (record.to_dict() for record in result.records)
+                write_json_lines(self.output / f"{name}{ending}.jsonl", rows)
+            first = results[self.protocols[0]]
             if self.num_pictures:
-                sheet = self._picture(segmenter, dataset, result)
+                sheet = self._picture(segmenter, dataset, first)
                 write_image(self.output / f"{name}.png", sheet)
-            logger.info(f"{label}: {len(result.records)} sentences in {seconds:.1f} s")
+            logger.info(f"{label}: {len(first.records)} sentences in {seconds:.1f} s")
         return {
-            **result.metrics.to_dict(),
-            "references": len({record.ref_id for record in result.records}),
-            "truncated_sentences": dataset.num_truncated,
-            "seconds": round(seconds, 2),
+            protocol: {
+                **result.metrics.to_dict(),
+                "references": len({record.ref_id for record in result.records}),
+                "truncated_sentences": dataset.num_truncated,
+                "seconds": round(seconds, 2),
+            }
+            for protocol, result in results.items()
         }
 
     def _picture(self, segmenter: Segmenter, dataset: ReferDataset, result: Result) -> np.ndarray:
@@ -109,6 +127,7 @@ class Scoring:
             segmenter,
             dataset,
             [record.index for record in records],
+            protocol=self.protocols[0],
             threshold=self.config.eval.threshold,
             precision=self.precision,
             device=self.processes.device,
@@ -118,14 +137,31 @@ class Scoring:
             for record, mask in zip(records, masks, strict=True)
         ]
 
-    def _results(self, scores: dict[str, Any], sets: dict[str, ReferDataset]) -> dict[str, Any]:
+    def _results(
+        self, scores: dict[str, Any], sets: dict[str, ReferDataset], length: int
+    ) -> dict[str, Any]:
         max_words = {one.store.dataset: one.max_words for one in sets.values()}
         fingerprints = {one.store.dataset: one.fingerprint for one in sets.values()}
         metadata = read_metadata(self.checkpoint)
-        trained = {key: value for key, value in metadata.items() if key != "config"}
+        apart = ("config", "hyperparameters")
+        trained = {key: value for key, value in metadata.items() if key not in apart}
+        described = {
+            name: describe_protocol(
+                self.config,
+                self._each(max_words),
+                precision=self.precision,
+                name=name,
+                length=length,
+            )
+            for name in self.protocols
+        }
+        first, *others = self.protocols
         return {
-            "splits": scores,
-            "protocol": protocol(self.config, self._each(max_words), precision=self.precision),
+            "splits": scores[first],
+            "protocol": described[first],
+            "other_protocols": [
+                {"protocol": described[name], "splits": scores[name]} for name in others
+            ],
             "data": {
                 "dataset": self.config.data.dataset,
                 "fingerprint": self._each(fingerprints),
@@ -151,6 +187,16 @@ def default_output(checkpoint: Path) -> Path:
     if (checkpoint.parent / "config.yaml").exists():
         return checkpoint.parent / "test"
     return Path("runs") / f"{checkpoint.stem}-test"
+
+
+def tables(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """A table for each protocol, under its name where there are several."""
+    if len(scores) == 1:
+        return table(next(iter(scores.values())))
+    return "\n\n".join(
+        f"{name} protocol ({PROTOCOLS[name].number})\n{table(splits)}"
+        for name, splits in scores.items()
+    )
 
 
 def table(scores: dict[str, dict[str, Any]]) -> str:

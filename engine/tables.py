@@ -1,16 +1,18 @@
 """The papers' tables: what was published, and beside it what is recorded and counted here."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 
 from engine.comparison import METRICS, Run, mean_and_range, read_runs
 from engine.parameters import count
+from engine.protocols import PROTOCOLS
 from engine.provenance import describe_code
 from engine.published import Row, Table
 from engine.record import changes_of
+from engine.results import splits_by_protocol
 from utils.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +22,11 @@ PREFACE = """\
 **What the scores are.** The papers say IoU or oIoU, but what the released evaluation computes is
 the mean over sentences of each sentence's IoU, which is mIoU here. Ours therefore show both, as
 `oIoU / mIoU`, and the published figures compare with the second. All are percentages.
+
+**Which protocol.** The published figures were made with the released way from logits to masks.
+Compare them with a row of ours under the *released protocol*
+(`test.py --protocol native released`). A row without that word is under this project's native
+protocol, which resamples logits once at the original size and gives the better geometry.
 
 **What a row of ours is.** Its sizes are counted from the configuration that it names. Its scores
 come from the records in `results/`: the mean over seeds, and the range where there are several.
@@ -32,6 +39,7 @@ class Training:
 
     changes: tuple[str, ...] = ()
     runs: tuple[Run, ...] = ()
+    protocol: str = "native"
 
     def scores(self, place: str, metric: str) -> list[float]:
         """The scores on ``data set/split``, one for each seed.
@@ -41,7 +49,7 @@ class Training:
         """
         found: dict[int, Run] = {}
         for run in self.runs:
-            if _label(run.config, place) not in run.splits:
+            if _label(run.config, place) not in self._splits(run):
                 continue
             earlier = found.setdefault(run.config.train.seed, run)
             if earlier is not run:
@@ -49,7 +57,15 @@ class Training:
                     f"{earlier.path} and {run.path} are of one configuration, data set and seed; "
                     "keep one of them in another folder"
                 )
-        return [run.splits[_label(run.config, place)][metric] for run in found.values()]
+        return [self._splits(run)[_label(run.config, place)][metric] for run in found.values()]
+
+    def _splits(self, run: Run) -> Mapping[str, Mapping[str, float]]:
+        return splits_by_protocol(run.results).get(self.protocol, {})
+
+    def by_protocol(self) -> list["Training"]:
+        """The same runs under each protocol that some of them were scored by, native first."""
+        names = {name for run in self.runs for name in splits_by_protocol(run.results)}
+        return [replace(self, protocol=name) for name in PROTOCOLS if name in names] or [self]
 
     def marks(self) -> list[str]:
         """Sentences on what a reader must know."""
@@ -89,11 +105,14 @@ def to_markdown(name: str, table: Table, records: Sequence[Run]) -> str:
         if row.config is None:
             continue
         path = ROOT / "config" / f"{row.config}.yaml"
-        for training in _trainings(path, records) if seeds else [Training()]:
+        trainings = _trainings(path, records) if seeds else [Training()]
+        for training in (one for item in trainings for one in item.by_protocol()):
             told = training.marks()
             label = f"`config/{path.name}`"
             if training.changes:
                 label += f" as `{training.runs[0].method}`"
+            if training.protocol != "native":
+                label += f", {training.protocol} protocol"
             cells = [*_sizes(table, path), *_scores(table, training)]
             lines.append([f"↳ {label}{' *' if told else ''}", *cells])
             marks += [f"{label}: {mark}" for mark in told]

@@ -10,7 +10,7 @@ from loguru import logger
 from engine.checkpoint import save_checkpoint
 from engine.evaluator import evaluate_together
 from engine.history import Entry, History, NotFinite
-from engine.precision import resolve_precision, store_frozen
+from engine.precision import resolve_precision, scoring_precision, store_frozen
 from engine.provenance import peak_memory, provenance
 from engine.resume import State, check_backbone, random_state, restore, save_state, seed_process
 from engine.sampler import check_batch_size, train_loader
@@ -55,9 +55,14 @@ class Trainer:
         if processes.device.type == "cuda" and processes.are_several:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
         self.precision = resolve_precision(config.train.precision, processes.device)
-        store_frozen(segmenter, self.precision)
+        self.scoring_precision = scoring_precision(config, processes.device)
+        if self.scoring_precision == self.precision:
+            store_frozen(segmenter, self.precision)
         if config.train.recompute_towers:
             segmenter.encoder.recomputes = True
+        if state is not None:  # before the optimizer is made: a table of positions may change size
+            check_backbone(state, segmenter.backbone, folder / "last.pt")
+            segmenter.load_trainable_state(state["trainable"])
         self.segmenter = segmenter.to(processes.device)
         self._make_update()
         self.step, self.scored_step, self.elapsed = 0, 0, 0.0
@@ -87,6 +92,7 @@ class Trainer:
             precision=self.precision,
             micro_batch=options.micro_batch,
             max_norm=options.max_norm,
+            target=options.target,
             compiles=options.compile,
         )
 
@@ -225,9 +231,11 @@ class Trainer:
             self.segmenter,
             self.val_sets,
             options.split,
+            protocol=options.protocol,
+            first_sentences=options.first_sentences,
             threshold=options.threshold,
             batch_size=options.batch_size,
-            precision=self.precision,
+            precision=self.scoring_precision,
             processes=self.processes,
             workers=self.config.data.workers,
         )
@@ -286,8 +294,6 @@ class Trainer:
             save_state(self.folder / "last.pt", state)
 
     def _restore(self, state: State) -> None:
-        check_backbone(state, self.segmenter.backbone, self.folder / "last.pt")
-        self.segmenter.load_trainable_state(state["trainable"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.update.scaler.load_state_dict(state["scaler"])
         self.step, self.scored_step = state["step"], state["scored_step"]

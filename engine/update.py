@@ -47,10 +47,11 @@ class Update:
         precision: str,
         micro_batch: int | None = None,
         max_norm: float = 0.0,
+        target: str = "majority",
         compiles: bool = False,
     ) -> None:
         self.optimizer, self.processes, self.precision = optimizer, processes, precision
-        self.micro_batch, self.max_norm = micro_batch, max_norm
+        self.micro_batch, self.max_norm, self.target = micro_batch, max_norm, target
         self.device = processes.device
         self.parameters = [p for p in segmenter.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -114,7 +115,7 @@ class Update:
             with nullcontext() if is_last or not self.parallel else self.parallel.no_sync():
                 with autocast(self.precision, self.device):
                     logits, aux_loss = self.forward(image, ids)
-                loss = text_to_pixel_loss(logits.float(), mask) + aux_loss
+                loss = text_to_pixel_loss(logits, mask, target=self.target) + aux_loss
                 share = len(image) / size
                 self.scaler.scale(loss * share).backward()
             total += loss.detach() * share

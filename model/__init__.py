@@ -32,6 +32,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
 }
 
+LR_SCALE = "lr_scale"  # an option of every module, which its constructor does not see
+
 
 class ModelConfig(Protocol):
     """The section ``model`` of a configuration, as ``utils.config`` reads it."""
@@ -84,20 +86,32 @@ def build_segmenter(
         clip.tune()
     else:
         clip.freeze(train_positions=config.train_positions)
+    lr_scales: dict[str, float] = {}  # by the name of a parameter
+
+    def add(prefix: str, module: nn.Module, options: Mapping[str, Any]) -> None:
+        if LR_SCALE in options:
+            names = (f"{prefix}.{name}" for name, _ in module.named_parameters())
+            lr_scales.update(dict.fromkeys(names, options[LR_SCALE]))
+
     for place, options in enumerate(config.adapters):
+        before = {name for name, _ in clip.named_parameters()}
         attach(ADAPTERS, options, f"model.adapters.{place}", clip)
-    bridges = [
-        attach(BRIDGES, options, f"model.bridges.{place}", clip)
-        for place, options in enumerate(config.bridges)
-    ]
+        if LR_SCALE in options:
+            added = {name for name, _ in clip.named_parameters()} - before
+            lr_scales |= {f"encoder.clip.{name}": options[LR_SCALE] for name in added}
+    bridges = []
+    for place, options in enumerate(config.bridges):
+        bridges.append(attach(BRIDGES, options, f"model.bridges.{place}", clip))
+        add(f"encoder.bridges.{place}", bridges[-1], options)
     grid = image_size // clip.visual.strides[1]
     decoder = Decoder(clip, grid=grid, max_words=max_words, **dict(config.decoder))
     side = None
     if config.side is not None:
         # last: a seed gives all the rest the same weights as without it
         side = attach(SIDES, config.side, "model.side", clip, grid, config.decoder.dim)
+        add("side", side, config.side)
     taps = cast(Side, side).taps if side is not None else ()
-    segmenter = Segmenter(Encoder(clip, bridges, taps=taps), decoder, backbone, side)
+    segmenter = Segmenter(Encoder(clip, bridges, taps=taps), decoder, backbone, side, lr_scales)
     # a sixth faster for a ResNet's training step on a CPU, and what tensor cores want
     return segmenter.to(memory_format=torch.channels_last)
 
@@ -149,8 +163,8 @@ def attach(
     if name is None or name not in registry:
         known = ", ".join(registry) or "none yet"
         raise ValueError(f"{place}: no {name!r}; known: {known}")
-    rest = {key: value for key, value in options.items() if key != "name"}
-    known_options = list(inspect.signature(registry[name]).parameters)[len(built) :]
+    rest = {key: value for key, value in options.items() if key not in ("name", LR_SCALE)}
+    known_options = [*list(inspect.signature(registry[name]).parameters)[len(built) :], LR_SCALE]
     for key in rest:
         if key not in known_options:
             near = difflib.get_close_matches(key, known_options, n=1)

@@ -1,10 +1,12 @@
 """CLIP with what is attached to it, and the decoder: image and sentence in, logits out."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from model.clip.resnet import ModifiedResNet
 from model.decoder import Decoder
 from model.encoder import Encoder, Seen
 from model.side import Side
@@ -16,6 +18,7 @@ class Segmenter(nn.Module):
     Attributes:
         side: the network beside the towers, or None.
         backbone: ``name``, ``weights`` and ``sha256`` of the CLIP inside; all may be None.
+        lr_scales: of the parameters, by name, of modules that have an ``lr_scale`` of their own.
     """
 
     def __init__(
@@ -24,9 +27,11 @@ class Segmenter(nn.Module):
         decoder: Decoder,
         backbone: dict[str, str | None],
         side: nn.Module | None = None,
+        lr_scales: Mapping[str, float] | None = None,
     ):
         super().__init__()
         self.encoder, self.decoder, self.side, self.backbone = encoder, decoder, side, backbone
+        self.lr_scales = dict(lr_scales or {})
 
     def forward(self, image: Tensor | Sequence[Seen], ids: Tensor) -> tuple[Tensor, Tensor]:
         """Segment what each sentence names in its image.
@@ -76,6 +81,7 @@ class Segmenter(nn.Module):
             own = {k.removeprefix("side."): v for k, v in state.items() if k.startswith("side.")}
             fitted = cast(Side, self.side).fit(own)
             state = state | {f"side.{key}": value for key, value in fitted.items()}
+        self._fit_pool_positions(state, wanted)
         missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
         shapes = [
             f"{key} {tuple(state[key].shape)} not {tuple(value.shape)}"
@@ -91,13 +97,27 @@ class Segmenter(nn.Module):
             )
         self.load_state_dict(state, strict=False)
 
+    def _fit_pool_positions(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+        """Take the attention pool's positions at the grid that the checkpoint has them for.
+
+        Older checkpoints hold them resized to the image; every forward pass resizes them anyway.
+        """
+        key, visual = "encoder.clip.visual.positions", self.encoder.clip.visual
+        stored = state.get(key)
+        if key in wanted and stored is not None and isinstance(visual, ModifiedResNet):
+            is_square = math.isqrt(len(stored) - 1) ** 2 == len(stored) - 1
+            if is_square and stored.shape[1:] == visual.positions.shape[1:]:
+                visual.positions.data = visual.positions.new_empty(stored.shape)
+                wanted[key] = visual.positions.data
+
     def parameter_groups(
         self, *, lr: float, encoder_lr_scale: float, backbone_lr_scale: float = 0.1
     ) -> list[dict[str, Any]]:
         """What trains, as an optimizer's groups, each with its rate; empty groups are left out.
 
         ``backbone`` is a CLIP that is tuned itself, ``encoder`` what is attached inside and between
-        its towers. The side network trains at the rate of ``encoder``.
+        its towers. The side network trains at the rate of ``encoder``. A module with an
+        ``lr_scale`` of its own trains at ``lr * lr_scale``, in a group of its part and that rate.
         """
         attached = lr * encoder_lr_scale
         rates = {
@@ -106,17 +126,34 @@ class Segmenter(nn.Module):
             "side": attached,
             "decoder": lr,
         }
-        parts: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+        groups: dict[str, dict[float, list[nn.Parameter]]] = {part: {} for part in rates}
         tuned = {f"encoder.clip.{name}" for name in self.encoder.clip.tuned}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 part = "backbone" if name in tuned else name.partition(".")[0]
-                parts[part].append(parameter)
+                rate = lr * self.lr_scales[name] if name in self.lr_scales else rates[part]
+                groups[part].setdefault(rate, []).append(parameter)
         return [
-            {"name": name, "params": parameters, "lr": rates[name]}
-            for name, parameters in parts.items()
-            if parameters
+            {"name": part, "params": parameters, "lr": rate}
+            for part, by_rate in groups.items()
+            for rate, parameters in by_rate.items()
         ]
+
+    def hyperparameters(self) -> dict[str, dict[str, Any]]:
+        """By module name what no shape of a weight shows: ``heads`` and strides above 1."""
+        convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+        return {
+            "heads": {
+                name: module.heads
+                for name, module in self.named_modules()
+                if isinstance(getattr(module, "heads", None), int)
+            },
+            "stride": {
+                name: module.stride[0]
+                for name, module in self.named_modules()
+                if isinstance(module, convolutions) and module.stride[0] > 1
+            },
+        }
 
 
 def shorten(keys: list[str], most: int = 4) -> str:

@@ -1,5 +1,6 @@
 """The typed configuration of a run: what the keys are, and reading them from YAML files."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +26,15 @@ TEST_SPLITS = ("test", "testA", "testB")
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def _named(options: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(options.get("name"), str):
         raise ValueError("needs a 'name' beside its options, such as {name: bridger, dim: 64}")
+    scale = options.get("lr_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ValueError(f"lr_scale {scale!r} should be a number above 0")
     return options
 
 
@@ -97,6 +102,8 @@ class DecoderConfig(Section):
     feedforward: Count = 512
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     project_sentence: bool = False
+    train_connect: bool = True
+    initial_kernel: Literal["small", "default"] = "small"
 
     @field_validator("heads")
     @classmethod
@@ -145,8 +152,9 @@ class TrainConfig(Section):
     milestones: list[Count] = [35]
     gamma: Rate = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     max_norm: Amount = 0.0
+    target: Literal["majority", "nearest"] = "majority"
     seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("micro_batch")
@@ -176,11 +184,14 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Evaluation during training, which chooses the best checkpoint."""
 
+    protocol: Literal["native", "released"] = "native"
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.35
+    precision: Precision | None = None
     batch_size: Count = 32
     allow_test_split: bool = False
     split: Literal["train", "val", "test", "testA", "testB"] = "val"
     metric: Literal["oIoU", "mIoU"] = "oIoU"
+    first_sentences: bool = False
     every_steps: Count | None = None
 
     @field_validator("split")
@@ -236,6 +247,11 @@ class Config(Section):
             return cls.model_validate(values)
         except ValidationError as error:
             raise ValueError("\n".join(explain(error, cls, layers))) from None
+
+
+def run_folder(config: Config, path: Path) -> Path:
+    """Where ``train.py --config path`` writes: ``run.folder``, or ``runs/`` and the file's name."""
+    return Path(config.run.folder or Path("runs") / path.stem)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

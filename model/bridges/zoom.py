@@ -4,7 +4,6 @@ Each is made as ``name(in_channels, out_channels, in_grid, out_grid)``, grids in
 takes a map ``(B, C, H, W)`` to a map.
 """
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -77,5 +76,4 @@ class PositionZoom(nn.Module):
 
 def grids(clip: CLIP) -> list[int]:
     """Cells per side of the map after each stage, for images of the size that ``clip`` takes."""
-    last, strides = math.isqrt(len(clip.visual.positions) - 1), clip.visual.strides
-    return [last * strides[-1] // stride for stride in strides]
+    return [clip.image_size // stride for stride in clip.visual.strides]

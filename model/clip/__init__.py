@@ -3,13 +3,14 @@
 from .backbones import BACKBONES, agree, sizes_of_name
 from .clip import CLIP, Sizes
 from .load import load_weights, read_weights, sha256_of, sizes_of_state
-from .names import to_openai
+from .names import from_openai, to_openai
 
 __all__ = [
     "BACKBONES",
     "CLIP",
     "Sizes",
     "agree",
+    "from_openai",
     "load_weights",
     "read_weights",
     "sha256_of",

@@ -80,7 +80,7 @@ class CLIP(nn.Module):
     ):
         super().__init__()
         check(sizes, image_size, max_words)
-        self.sizes = sizes
+        self.sizes, self.image_size = sizes, image_size
         self.visual = make_image_tower(sizes, image_size // sizes.stride, norm)
         self.text = TextTransformer(
             width=sizes.text_width,
@@ -99,7 +99,7 @@ class CLIP(nn.Module):
 
     def normalize(self, image: Tensor) -> Tensor:
         """RGB ``(B, 3, H, W)`` in 0..255, any dtype -> CLIP's input, ``(x / 255 - mean) / std``."""
-        return (image.float() / 255 - self.mean) / self.std
+        return (image.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def freeze(self, *, train_positions: bool = False) -> None:
         """Call before anything is attached: what is here now is frozen, what comes later trains.
@@ -143,13 +143,13 @@ class CLIP(nn.Module):
 
 
 def make_image_tower(sizes: Sizes, grid: int, norm: Norm) -> VisionTransformer | ModifiedResNet:
-    """The tower of the kind that ``sizes`` names, its positions made for ``grid`` cells a side."""
+    """The tower of the kind that ``sizes`` names; a ViT's positions are for ``grid`` x ``grid``."""
     if not sizes.is_vit:
         return ModifiedResNet(
             width=sizes.image_width,
             depths=sizes.depths,
             heads=sizes.image_width * 32 // HEAD_WIDTH,
-            grid=grid,
+            grid=sizes.grid,
             embed_dim=sizes.embed_dim,
             norm=norm,
         )

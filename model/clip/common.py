@@ -167,6 +167,20 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).mT
 
 
+def resize_positions(positions: Tensor, grid: int) -> Tensor:
+    """Positions ``(1 + G G, C)`` of a class token and a square grid -> ``(1 + grid grid, C)``.
+
+    Bicubic, ``align_corners=False``, no antialias, as every CLIP-RIS code; equal sizes are left as
+    they are, bit by bit.
+    """
+    native = math.isqrt(positions.shape[0] - 1)
+    if native == grid:
+        return positions
+    square = positions[1:].T.unflatten(1, (native, native))[None]  # (1, C, G, G)
+    square = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:1], square[0].flatten(1).T])
+
+
 def zoom(in_channels: int, out_channels: int, ratio: float) -> nn.Module:
     """The convolution without bias that makes a grid ``ratio`` times as fine.
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import BACKBONES, file_name
 from .clip import CLIP, Sizes
+from .common import resize_positions
 from .eva_names import from_eva, is_eva
 from .names import State, from_openai
 
@@ -90,20 +90,6 @@ def load_weights(clip: CLIP, state: State, source: str) -> None:
             f"over or of another shape: {', '.join(differ[:5])}{', …' if len(differ) > 5 else ''}"
         )
     clip.load_state_dict(ours)
-
-
-def resize_positions(positions: Tensor, grid: int) -> Tensor:
-    """Positions ``(1 + G G, C)`` of a class token and a square grid -> ``(1 + grid grid, C)``.
-
-    Bicubic, ``align_corners=False``, no antialias, as every CLIP-RIS code; equal sizes are left as
-    they are, bit by bit.
-    """
-    native = math.isqrt(positions.shape[0] - 1)
-    if native == grid:
-        return positions
-    square = positions[1:].T.unflatten(1, (native, native))[None]  # (1, C, G, G)
-    square = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:1], square[0].flatten(1).T])
 
 
 IMAGE_POSITIONS = {  # of a ViT, a ResNet, an EVA-02

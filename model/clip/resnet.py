@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
-from .common import STAGE_ENDS, Hidden, Residual, to_map, to_tokens
+from .common import STAGE_ENDS, Hidden, Residual, resize_positions, to_map, to_tokens
 
 EXPANSION = 4
 Norm = Callable[[int], nn.Module]
@@ -44,7 +44,8 @@ class ModifiedResNet(nn.Module):
         width: channels after the stem.
         depths: blocks of the four layers.
         heads: of the attention pool.
-        grid: cells per side of the last map that the pool's positions are made for.
+        grid: cells per side of the table of the pool's positions; it is resized to the last map in
+            every forward pass, as released, so that a table that trains is CLIP's own.
         norm: makes a normalisation layer of so many channels.
 
     Attributes: as of :class:`model.clip.vit.VisionTransformer`.
@@ -92,13 +93,16 @@ class ModifiedResNet(nn.Module):
 
     def head(self, hidden: Hidden) -> Tensor:
         """The attention pool with every position as a query: ``(B, embed_dim, H, W)`` (CRIS)."""
-        tokens = to_tokens(hidden.x) + self.positions[1:]  # (B, HW, C)
-        return to_map(self.attnpool(tokens), hidden.x.shape[2:])
+        grid = hidden.x.shape[2:]
+        positions = resize_positions(self.positions, grid[0])
+        tokens = to_tokens(hidden.x) + positions[1:]  # (B, HW, C)
+        return to_map(self.attnpool(tokens), grid)
 
     def pool(self, hidden: Hidden) -> Tensor:
         """CLIP's own image embedding, the mean as the query: ``(B, embed_dim)``."""
         tokens = to_tokens(hidden.x)
-        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positions
+        positions = resize_positions(self.positions, hidden.x.shape[2])
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + positions
         return self.attnpool(tokens[:, :1], tokens)[:, 0]
 
 

@@ -28,6 +28,10 @@ class Decoder(nn.Module):
             that the projector reads the neck (no global alignment, table 6 of ETRIS).
         project_sentence: project the sentence to ``dim`` in the aligned neck even if it has that
             width.
+        train_connect: a ResNet's :class:`Connect` trains; if not, its random weights stay, as in
+            the released ETRIS.
+        initial_kernel: of the projector: ``small``, or ``default`` as PyTorch starts a Linear, as
+            released.
     """
 
     def __init__(
@@ -43,6 +47,8 @@ class Decoder(nn.Module):
         feedforward: int = 512,
         dropout: float = 0.1,
         project_sentence: bool = False,
+        train_connect: bool = True,
+        initial_kernel: str = "small",
     ):
         super().__init__()
         visual = clip.visual
@@ -50,7 +56,10 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"model.decoder: dim {dim} must be a multiple of 4 and of heads ({heads})"
             )
-        self.connect = Connect(visual.last_width, visual.embed_dim) if visual.last_width else None
+        self.connect: Connect | None = None
+        if visual.last_width:
+            self.connect = Connect(visual.last_width, visual.embed_dim)
+            self.connect.requires_grad_(train_connect)
         self.neck = make_neck(neck, clip, grid=grid, dim=dim, project_sentence=project_sentence)
         self.transformer: Transformer | None = None
         if layers:
@@ -64,7 +73,7 @@ class Decoder(nn.Module):
                 feedforward=feedforward,
                 dropout=dropout,
             )
-        self.projector = Projector(dim, visual.embed_dim)
+        self.projector = Projector(dim, visual.embed_dim, small=initial_kernel == "small")
 
     def forward(self, features: Features, ids: Tensor, residual: Tensor | None = None) -> Tensor:
         """-> logits ``(B, 1, 4 H, 4 W)``; ``residual`` (B, dim, H, W) is added to the query."""
@@ -159,7 +168,7 @@ class Layer(nn.Module):
 class Projector(nn.Module):
     """Eq. 9: the map, four times as fine, convolved with the kernel its own sentence becomes."""
 
-    def __init__(self, dim: int, sentence_width: int):
+    def __init__(self, dim: int, sentence_width: int, *, small: bool = True):
         super().__init__()
         self.channels = dim // 2
         self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
@@ -169,10 +178,12 @@ class Projector(nn.Module):
         )
         self.mix = nn.Conv2d(self.channels, self.channels, 1)
         self.kernel = nn.Linear(sentence_width, self.channels * KERNEL**2 + 1)
-        # PyTorch's default makes first logits of size 20; small ones start at the share of a target
-        nn.init.normal_(self.kernel.weight, std=0.003)
-        nn.init.normal_(self.kernel.bias, std=0.003)
-        nn.init.constant_(self.kernel.bias[-1:], PRIOR)
+        if small:
+            # PyTorch's default makes first logits of size 20; small ones start at the share of a
+            # target
+            nn.init.normal_(self.kernel.weight, std=0.003)
+            nn.init.normal_(self.kernel.bias, std=0.003)
+            nn.init.constant_(self.kernel.bias[-1:], PRIOR)
 
     def forward(self, x: Tensor, sentence: Tensor) -> Tensor:
         """``x`` (B, dim, H, W), ``sentence`` (B, E) -> logits (B, 1, 4 H, 4 W)."""

@@ -78,6 +78,41 @@ def letterbox_mask(mask: np.ndarray, box: Letterbox) -> np.ndarray:
     return square
 
 
+def letterbox_matrices(height: int, width: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The letterbox of the released code as matrices (2, 3): picture -> square, and back.
+
+    Sides and padding are not rounded to whole pixels there. Each matrix comes of three corners in
+    float32; corners of pixels, not their centres, lie on each other.
+    """
+    scale = min(size / height, size / width)
+    inner_height, inner_width = height * scale, width * scale
+    top, left = (size - inner_height) / 2, (size - inner_width) / 2
+    image = np.array([[0, 0], [width, 0], [0, height]], np.float32)
+    square = np.array([[left, top], [left + inner_width, top], [left, top + inner_height]])
+    square = square.astype(np.float32)
+    return cv2.getAffineTransform(image, square), cv2.getAffineTransform(square, image)
+
+
+def warp_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """The mask in the square as the released code trains on it: bool (H, W) -> uint8 (size, size).
+
+    255 in the target, 0 outside, grey on its border: bilinear, 0 beyond the picture.
+    """
+    matrix, _ = letterbox_matrices(*mask.shape, size)
+    grey = mask.view(np.uint8) * 255
+    return cv2.warpAffine(grey, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+
+
+def warp_to_image(square: np.ndarray, box: Letterbox) -> np.ndarray:
+    """A map of the square at the picture, as the released code scores it: float32 (H, W).
+
+    Bicubic, 0 beyond the square; ``square`` is float32 (size, size).
+    """
+    _, back = letterbox_matrices(box.height, box.width, box.size)
+    size = (box.width, box.height)
+    return cv2.warpAffine(square, back, size, flags=cv2.INTER_CUBIC, borderValue=0)
+
+
 def restore_logits(logits: Tensor, box: Letterbox) -> Tensor:
     """Sample logits of the square at every pixel of the original image, bilinearly, once.
 
