@@ -4,15 +4,21 @@ Prints a table in percent and writes results.json (scores and all that fixes the
 split <split>.jsonl (one row per sentence) and <split>.png (the best, the worst, random cases). Of
 several data sets each is scored as if it were alone, its files called <data set>-<split>.
 With --record the numbers and all that made them are kept in results/, with the log of the run.
+
+--protocol released scores as the released code of CRIS and ETRIS does, which the papers' figures
+were made with; `--protocol native released` gives both, in one pass through the model.
 """
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
 EXAMPLE = """examples:
+  python test.py --config config/demo/etris.yaml
   python test.py --checkpoint runs/demo-etris/best.safetensors --splits val testA testB
+  python test.py --checkpoint runs/etris_rn101/best.safetensors --protocol native released
   python test.py --checkpoint runs/etris_rn101/best.safetensors --record
   python test.py --checkpoint pretrain/demo-etris.safetensors --opts eval.threshold=0.5
   torchrun --nproc-per-node 4 test.py --checkpoint runs/etris_rn101/best.safetensors
@@ -23,12 +29,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best.safetensors of a run")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="best.safetensors of a run; default: of the one that train.py makes of --config",
+    )
     parser.add_argument("--config", type=Path, help="default: the checkpoint's own")
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="key=value", help="keys that go over the config's"
     )
     parser.add_argument("--splits", nargs="+", default=[], help="default: all but train")
+    parser.add_argument(
+        "--protocol",
+        nargs="+",
+        choices=("native", "released"),
+        metavar="NAME",
+        help="native, released or both; the first one is that of the files; default: eval.protocol",
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -49,21 +66,53 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="keep the run as results/NAME-seed<N>.json and .log; default: the name of its config",
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.checkpoint is None and arguments.config is None:
+        parser.error("give --checkpoint, or the --config that it was trained with")
+    return arguments
+
+
+def checkpoint_of(path: Path, overrides: list[str]) -> Path:
+    """The best checkpoint of the run that ``train.py --config path --opts ...`` makes.
+
+    Raises:
+        ValueError: if there is none, with the command that makes it.
+    """
+    from utils.config import load_config, run_folder
+
+    folder = run_folder(load_config(path, overrides), path)
+    checkpoint = folder / "best.safetensors"
+    if not checkpoint.is_file():
+        words = [
+            "python",
+            "train.py",
+            "--config",
+            str(path),
+            *(["--opts", *overrides] * bool(overrides)),
+        ]
+        raise ValueError(
+            f"{checkpoint}: no such checkpoint; to train it: {shlex.join(words)}; "
+            "or name another with --checkpoint"
+        )
+    return checkpoint
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
+        from loguru import logger
+
         from engine.checkpoint import choose_config
         from engine.record import open_recording
         from engine.scoring import Scoring, default_output
         from utils.distributed import start_processes
         from utils.logging import start_logging
 
-        checkpoint = arguments.checkpoint
+        checkpoint = arguments.checkpoint or checkpoint_of(arguments.config, arguments.opts)
         with start_processes() as processes:
             start_logging(rank=processes.rank)
+            if arguments.checkpoint is None:
+                logger.info(f"scoring {checkpoint}")
             config = choose_config(checkpoint, arguments.config, arguments.opts)
             recording = None
             if arguments.record is not None:  # a mistake is told before hours of scoring
@@ -74,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
                 output=arguments.output or default_output(checkpoint),
                 processes=processes,
                 num_pictures=arguments.pictures,
+                protocols=tuple(dict.fromkeys(arguments.protocol or [config.eval.protocol])),
             )
             report = scoring.run(arguments.splits)
             if processes.is_main:

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.config import load_config
+from utils.config import load_config, run_folder
 
 EXAMPLE = """examples:
   python train.py --config config/demo/etris.yaml
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         config = load_config(arguments.config, arguments.opts)
-        folder = Path(config.run.folder or Path("runs") / arguments.config.stem)
+        folder = run_folder(config, arguments.config)
 
         from engine.run import train
         from utils.distributed import start_processes

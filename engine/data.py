@@ -15,14 +15,19 @@ def open_training(config: Config) -> MixedDataset:
         data.root,
         data.datasets,
         image_size=data.image_size,
-        max_words=data.longest_sentence,
+        length=data.longest_sentence,
+        max_words=data.max_words,
         seed=config.train.seed,
         allow_leakage=data.allow_leakage,
+        target=config.train.target,
     )
 
 
-def open_split(config: Config, dataset: str, split: str) -> ReferDataset:
-    """A split as it is scored: every sentence, cut as where ``dataset`` stands alone."""
+def open_split(config: Config, dataset: str, split: str, length: int | None = None) -> ReferDataset:
+    """A split as it is scored: every sentence, cut as ``dataset`` has it, padded to ``length``.
+
+    That is by default the length of a model trained with ``config``.
+    """
     data = config.data
     return ReferDataset(
         data.root,
@@ -30,6 +35,7 @@ def open_split(config: Config, dataset: str, split: str) -> ReferDataset:
         split,
         image_size=data.image_size,
         max_words=data.max_words,
+        length=length or data.longest_sentence,
         all_sentences=True,
     )
 
@@ -40,8 +46,12 @@ def open_validation(config: Config) -> dict[str, ReferDataset]:
     return {_label(name, split, names): open_split(config, name, split) for name in names}
 
 
-def open_tests(config: Config, splits: list[str]) -> dict[str, ReferDataset]:
+def open_tests(
+    config: Config, splits: list[str], length: int | None = None
+) -> dict[str, ReferDataset]:
     """Those of ``splits`` (empty: all but train with anything in them) of each data set, by label.
+
+    ``length``: tokens of a sentence with padding, as the model reads it.
 
     Raises:
         ValueError: a split that no data set has, or a data set that is not packed.
@@ -59,7 +69,7 @@ def open_tests(config: Config, splits: list[str]) -> dict[str, ReferDataset]:
     }
     if not chosen:
         raise ValueError(f"{', '.join(names)}: no split but train; score that with --splits train")
-    return {label: open_split(config, *place) for label, place in chosen.items()}
+    return {label: open_split(config, *place, length) for label, place in chosen.items()}
 
 
 def _filled(store: ReferStore) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.evaluator import predict_logits
-from engine.precision import autocast, resolve_precision
+from engine.precision import autocast, scoring_precision
 from model import Segmenter
 from model.bridges.bridger import Bridger, Gate, Stage
 from model.bridges.intertwine import Intertwine
@@ -91,8 +91,10 @@ def look(
     segmenter = segmenter.to(device).eval()
     square, letterbox = letterbox_image(image, config.data.image_size)
     pixels = torch.from_numpy(square).permute(2, 0, 1)[None].to(device)
-    ids, lengths = tokenize(text, config.data.longest_sentence)
-    precision = resolve_precision(config.train.precision, device)
+    length = len(segmenter.encoder.clip.text.positions)
+    max_words = config.data.max_words or length
+    ids, lengths = tokenize(text, max_words, length)
+    precision = scoring_precision(config, device)
     given = Given(pixels, ids.to(device), letterbox, precision, device)
     readers, absent = find_readers(segmenter, ids.shape[1])
     features, weights, logits = _segment(segmenter, given, readers)

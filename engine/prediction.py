@@ -17,7 +17,7 @@ from engine.backbone_files import with_backbone
 from engine.checkpoint import load_segmenter, read_config, read_metadata
 from engine.evaluator import predict_logits
 from engine.picture_files import Picture, as_rgb
-from engine.precision import resolve_precision, store_for_inference
+from engine.precision import scoring_precision, store_for_inference
 from engine.sharing import num_bytes, place
 from engine.threshold import found
 from model import Segmenter
@@ -48,7 +48,7 @@ def load(
     """
     path, target = Path(checkpoint), choose_device(device)
     config = with_backbone(config or read_config(path), read_metadata(path), path)
-    segmenter = load_segmenter(config, path, config.data.longest_sentence).eval()
+    segmenter = load_segmenter(config, path).eval()
     return Predictor(segmenter, config, name=path.name, device=target)
 
 
@@ -58,6 +58,7 @@ class Predictor:
     Pictures are paths, arrays (grey, RGB or RGBA; uint8 or uint16) or PIL images, and come out the
     right way up. Results have the size of the picture: (H, W) for a sentence, (N, H, W) for a list
     of N. A sentence that is longer than ``max_words`` tokens is cut; ``num_tokens`` counts them.
+    All are padded to the length that the model was trained with.
 
     Attributes:
         threshold: a pixel belongs to the mask above this probability; that of ``eval.threshold``.
@@ -68,10 +69,9 @@ class Predictor:
     ) -> None:
         self.segmenter, self.config, self.name, self.device = segmenter, config, name, device
         self.threshold = config.eval.threshold
-        self.max_words = config.data.longest_sentence
-        # what trained in fp16 on a GPU runs on a CPU all the same
-        half = config.train.precision == "fp16" and device.type != "cuda"
-        self.precision = resolve_precision("auto" if half else config.train.precision, device)
+        self.sentence_length = len(segmenter.encoder.clip.text.positions)
+        self.max_words = config.data.max_words or self.sentence_length
+        self.precision = scoring_precision(config, device)
         store_for_inference(segmenter, self.precision)
         place(segmenter, device)
 
@@ -115,7 +115,7 @@ class Predictor:
         _check_texts(texts)
         square, letterbox = letterbox_image(as_rgb(image), self.config.data.image_size)
         pixels = torch.from_numpy(square).permute(2, 0, 1)  # (3, S, S)
-        ids, _ = tokenize(list(texts), self.max_words)
+        ids, _ = tokenize(list(texts), self.max_words, self.sentence_length)
         logits = predict_logits(
             self.segmenter,
             pixels[None],

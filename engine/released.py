@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.clip import load_weights
+from model.clip import from_openai, load_weights
 from model.decoder import PyramidNeck
 from model.segmenter import Segmenter, shorten
 
@@ -118,7 +118,7 @@ def load_released(segmenter: Segmenter, released: State, source: str) -> None:
     Raises:
         ValueError: naming keys that are unknown, missing or of another shape.
     """
-    method = "CRIS" if isinstance(segmenter.decoder.neck, PyramidNeck) else "ETRIS"
+    method = method_of(segmenter)
     backbone: State = {}
     state: State = {}
     unknown: list[str] = []
@@ -147,6 +147,23 @@ def load_released(segmenter: Segmenter, released: State, source: str) -> None:
         segmenter.load_whole_state(clip | state)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def names_of(segmenter: Segmenter, released: State) -> dict[str, list[str]]:
+    """Our names of what each released entry holds; none of one that has no place here."""
+    method, wanted = method_of(segmenter), segmenter.state_dict()
+    names = {}
+    for key, value in released.items():
+        if key.startswith("backbone.") and ".connect." not in key:
+            own = from_openai({key.removeprefix("backbone."): value})
+            names[key] = [f"encoder.clip.{name}" for name in own]
+        else:
+            names[key] = [*rename(method, key, value, wanted)]
+    return names
+
+
+def method_of(segmenter: Segmenter) -> str:
+    return "CRIS" if isinstance(segmenter.decoder.neck, PyramidNeck) else "ETRIS"
 
 
 def rename(method: str, key: str, value: Tensor, wanted: State) -> State:

@@ -78,7 +78,7 @@ def _make_trainer(
         )
     torch.manual_seed(config.train.seed)
     segmenter = build_segmenter(
-        config.model, image_size=config.data.image_size, max_words=train_set.max_words
+        config.model, image_size=config.data.image_size, max_words=train_set.length
     )
     return Trainer(
         segmenter, train_set, val_sets, config, folder=folder, processes=processes, state=state

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
         image = read_image(arguments.image)
         config = choose_config(arguments.checkpoint, arguments.config, arguments.opts)
-        segmenter = load_segmenter(config, arguments.checkpoint, config.data.longest_sentence)
+        segmenter = load_segmenter(config, arguments.checkpoint)
         with start_processes() as processes:
             sight = look(segmenter, config, image, arguments.text, device=processes.device)
         try:

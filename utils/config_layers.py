@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from utils.flat_options import SECTIONS, refuse_flat
 from utils.yaml_files import parse_yaml
 
 Place = tuple[str, ...]
@@ -35,6 +36,7 @@ def read_layers(
     path: Path, overrides: Sequence[str], defaults: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Layer]]:
     """Merge ``defaults``, the base of ``path``, ``path`` and ``overrides``, in that order."""
+    refuse_flat(overrides)
     files = _read_files(path)
     layers = [Layer("default", (), defaults), *(Layer(name, (), tree) for name, tree in files)]
     values: dict[str, Any] = {}
@@ -191,6 +193,8 @@ def _nearest_key(place: Place, schema: type[BaseModel]) -> str:
     near = get_close_matches(place[-1], siblings, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
+    if len(place) == 1 and place[0] in SECTIONS:
+        return "a section of CRIS and ETRIS; config/ has their experiments as files of this project"
     for section, keys in known.items():
         if place[-1] in keys:
             return f"did you mean {'.'.join((*section, place[-1]))!r}?"

@@ -15,7 +15,7 @@ import torch
 from engine.checkpoint import load_segmenter
 from engine.evaluator import find_masks
 from engine.pictures import PREDICTION, TRUTH, overlay
-from engine.precision import resolve_precision, store_for_inference
+from engine.precision import scoring_precision, store_for_inference
 from utils.data.dataset import ReferDataset
 
 from .runs import Run
@@ -75,9 +75,9 @@ def _segment(
     run: Run, sets: Mapping[str, ReferDataset], chosen: Chosen, device: torch.device
 ) -> dict[tuple[str, int], np.ndarray]:
     """The masks (H, W) that the best checkpoint of ``run`` finds, by split and sentence."""
-    segmenter = load_segmenter(run.config, run.checkpoint, run.config.data.longest_sentence)
+    segmenter = load_segmenter(run.config, run.checkpoint)
     segmenter.to(device).eval()
-    precision = resolve_precision(run.config.train.precision, device)
+    precision = scoring_precision(run.config, device)
     store_for_inference(segmenter, precision)
     masks: dict[tuple[str, int], np.ndarray] = {}
     for label, kinds in chosen.items():
@@ -85,6 +85,7 @@ def _segment(
             segmenter,
             sets[label],
             list(kinds),
+            protocol=run.config.eval.protocol,
             threshold=run.config.eval.threshold,
             precision=precision,
             device=device,

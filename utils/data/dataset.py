@@ -15,7 +15,13 @@ from utils.data.masks import decode_mask
 from utils.data.pixels import decode_image, find_pixels
 from utils.data.store import Index, ReferStore
 from utils.data.tokenizer import check_max_words, pad_tokens
-from utils.data.transforms import Letterbox, letterbox_mask, pad_to_planes, resize_image
+from utils.data.transforms import (
+    Letterbox,
+    letterbox_mask,
+    pad_to_planes,
+    resize_image,
+    warp_mask,
+)
 
 # Loading is parallel by processes; OpenCV's own threads do not survive a fork.
 cv2.setNumThreads(0)
@@ -40,18 +46,22 @@ class ReferDataset(Dataset):
 
     Item ``i`` is a dict that ``default_collate`` stacks:
         image: uint8 (3, S, S), RGB, letterboxed;
-        ids: int64 (L,), the tokens of the sentence, padded with 0;
-        mask: uint8 (S, S) of 0 and 1, letterboxed like the image;
+        ids: int64 (length,), the tokens of the sentence, padded with 0;
+        mask: uint8 (S, S) of 0 and 1, letterboxed like the image; for the target ``nearest`` of 0
+            to 255, as the released code warps it;
         index: ``i``.
     Records and images are read when an item is asked for, so that opening costs little. Images that
     ``pixels.py`` keeps resized are not decoded.
 
     Args:
         max_words: tokens kept of a sentence; None for the data set's own.
+        length: tokens of a row of ids, of which ``max_words`` are kept at most; None for
+            ``max_words``. It is that of the model, whichever data set the sentence is of.
         all_sentences: an item for every sentence, in the order of the annotations; otherwise one
             for every reference whose mask is not empty, its sentence chosen by (seed, epoch,
             index) and nothing else.
         left_out: names of images that are not trained on.
+        target: what the loss makes of the mask: ``majority`` or ``nearest``.
 
     Attributes:
         num_empty: references left out of training since their mask is empty.
@@ -70,21 +80,25 @@ class ReferDataset(Dataset):
         *,
         image_size: int,
         max_words: int | None = None,
+        length: int | None = None,
         seed: int = 0,
         all_sentences: bool = False,
         left_out: Collection[str] = (),
+        target: str = "majority",
     ) -> None:
         assert not (all_sentences and left_out), "nothing is left out of an evaluation"
         self.store = ReferStore(root, dataset)
         self.split, self.image_size, self.seed = split, image_size, seed
         self._pixels = find_pixels(root, self.store, image_size)
-        self.all_sentences = all_sentences
-        self.max_words = default_max_words([dataset]) if max_words is None else max_words
+        self.all_sentences, self.target = all_sentences, target
+        own = default_max_words([dataset]) if max_words is None else max_words
+        self.length = own if length is None else length
+        self.max_words = min(own, self.length)
         check_max_words(self.max_words)
         self.fingerprint: str = self.store.header["fingerprint"]
         index = self.store.index(split)
         self._num_tokens = index.num_tokens
-        self._padded = pad_tokens(index.tokens, index.num_tokens, self.max_words)
+        self._padded = pad_tokens(index.tokens, index.num_tokens, self.max_words, self.length)
         self._first_sentence = _starts(index.num_sentences)  # of every row
         is_empty, is_left_out = _left_out(index, left_out)
         if all_sentences:
@@ -174,7 +188,7 @@ class ReferDataset(Dataset):
         return {
             "image": self._square(record, box),
             "ids": self._sentence_ids(sentence),
-            "mask": torch.from_numpy(letterbox_mask(decode_mask(record), box)),
+            "mask": torch.from_numpy(self._mask(record, box)),
             "index": index,
         }
 
@@ -185,6 +199,12 @@ class ReferDataset(Dataset):
         kept = self._pixels.get(record["file_name"], box) if self._pixels else None
         resized = resize_image(self._read_image(record), box) if kept is None else kept
         return torch.from_numpy(pad_to_planes(resized, box))
+
+    def _mask(self, record: dict[str, Any], box: Letterbox) -> np.ndarray:
+        mask = decode_mask(record)
+        if self.target == "nearest":
+            return warp_mask(mask, self.image_size)
+        return letterbox_mask(mask, box)
 
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
         image = decode_image(self.store.image(record["file_name"]))

@@ -25,14 +25,14 @@ class MixedDataset(Dataset):
     of seed, epoch and the index in the part. One part alone is that data set, with its fingerprint.
 
     Args:
-        parts: of one length of sentences.
+        parts: with rows of ids of one length.
         allow_leakage: whether images that a part is scored on were left in; for the record.
     """
 
     def __init__(self, parts: Sequence[ReferDataset], *, allow_leakage: bool = False) -> None:
-        assert parts and len({part.max_words for part in parts}) == 1
+        assert parts and len({part.length for part in parts}) == 1
         self.parts, self.allow_leakage = tuple(parts), allow_leakage
-        self.max_words: int = parts[0].max_words
+        self.length: int = parts[0].length
         self._ends = list(accumulate(len(part) for part in parts))
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class MixedDataset(Dataset):
 
     @property
     def num_truncated(self) -> int:
-        """Sentences that are longer than ``max_words`` and were cut."""
+        """Sentences that are longer than what their data set keeps and were cut."""
         return sum(part.num_truncated for part in self.parts)
 
     @property
@@ -139,11 +139,15 @@ def open_mixture(
     datasets: Iterable[str],
     *,
     image_size: int,
-    max_words: int,
+    length: int,
+    max_words: int | None = None,
     seed: int = 0,
     allow_leakage: bool = False,
+    target: str = "majority",
 ) -> MixedDataset:
     """The train splits of ``datasets``, ready for training.
+
+    Sentences are cut as their data set has it, or at ``max_words``, and padded to ``length``.
 
     Several data sets lose every image that stands in another split than train of any of them,
     unless ``allow_leakage``. One alone trains on its split as it was published.
@@ -165,8 +169,10 @@ def open_mixture(
             "train",
             image_size=image_size,
             max_words=max_words,
+            length=length,
             seed=seed,
             left_out=left_out.get(store.images_path, ()),
+            target=target,
         )
         for store in stores
     ]

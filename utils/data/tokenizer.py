@@ -30,11 +30,13 @@ def encode(sentence: str) -> list[int]:
     return [tokenizer.sot_token_id, *tokenizer.encode(sentence), tokenizer.eot_token_id]
 
 
-def tokenize(sentences: str | list[str], max_words: int) -> tuple[Tensor, list[int]]:
-    """Turn sentences into rows of ``max_words`` tokens, padded with 0; see ``pad_tokens``.
+def tokenize(
+    sentences: str | list[str], max_words: int, length: int | None = None
+) -> tuple[Tensor, list[int]]:
+    """Turn sentences into rows of tokens; see ``pad_tokens``.
 
     Returns:
-        ids: int64 (N, max_words).
+        ids: int64 (N, length), cut at ``max_words``.
         lengths: tokens of each sentence before it was cut, start and end included.
 
     Raises:
@@ -43,21 +45,27 @@ def tokenize(sentences: str | list[str], max_words: int) -> tuple[Tensor, list[i
     rows = [encode(text) for text in ([sentences] if isinstance(sentences, str) else sentences)]
     lengths = [len(tokens) for tokens in rows]
     tokens = np.array(list(chain.from_iterable(rows)), np.int64)
-    return torch.from_numpy(pad_tokens(tokens, np.array(lengths, int), max_words)), lengths
+    rows_of_ids = pad_tokens(tokens, np.array(lengths, int), max_words, length)
+    return torch.from_numpy(rows_of_ids), lengths
 
 
-def pad_tokens(tokens: np.ndarray, lengths: np.ndarray, max_words: int) -> np.ndarray:
-    """A row for each sentence, cut and padded with 0: (N, max_words) of the type of ``tokens``.
+def pad_tokens(
+    tokens: np.ndarray, lengths: np.ndarray, max_words: int, length: int | None = None
+) -> np.ndarray:
+    """A row for each sentence, cut at ``max_words`` tokens and padded with 0 to ``length``.
 
-    ``tokens`` are those of all sentences one after the other, start and end included. A longer
-    sentence is cut and still ends with the end token, where CLIP reads its meaning.
+    The rows are (N, length) of the type of ``tokens``; ``length`` is ``max_words`` unless given,
+    and not shorter. ``tokens`` are those of all sentences one after the other, start and end
+    included. A longer sentence is cut and still ends with the end token, where CLIP reads its
+    meaning.
     """
     check_max_words(max_words)
     ends = np.cumsum(lengths)[:, None]  # (N, 1)
     column = np.arange(max_words)
     place = np.minimum(ends - lengths[:, None] + column, ends - 1)
     place[:, -1:] = ends - 1
-    return np.where(column < lengths[:, None], tokens[place], tokens.dtype.type(0))
+    rows = np.where(column < lengths[:, None], tokens[place], tokens.dtype.type(0))
+    return np.pad(rows, ((0, 0), (0, (length or max_words) - max_words)))
 
 
 def split_words(text: str, max_words: int) -> list[tuple[str, int]]:
