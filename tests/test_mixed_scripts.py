@@ -98,7 +98,9 @@ def read(folder: Path) -> dict[str, Any]:
 def test_a_run_tells_and_records_what_it_trains_on(run: Path, config_file: Path) -> None:
     train_set = open_training(load_config(config_file))
     demo, other = train_set.parts
-    assert train_set.max_words == 22 and min(demo.num_left_out, other.num_left_out) == 0
+    assert (train_set.length, demo.max_words, other.max_words) == (22, 17, 22) and min(
+        demo.num_left_out, other.num_left_out
+    ) == 0
     assert other.num_left_out + demo.num_left_out > 0
     story = read_metadata(run / "best.safetensors")
     assert story["data"] == train_set.composition() and story["data"]["scored_images"] == "left out"
@@ -122,6 +124,7 @@ def test_every_split_of_every_data_set_is_scored(results: Path, run: Path, capsy
     assert written["data"]["dataset"] == ["demo", "refcocog_u"]
     assert set(written["data"]["fingerprint"]) == {"demo", "refcocog_u"}
     assert written["protocol"]["max_words"] == {"demo": 17, "refcocog_u": 22}
+    assert written["protocol"]["padded_to"] == 22
     assert written["checkpoint"]["data"] == read_metadata(run / "best.safetensors")["data"]
     arguments = ["--checkpoint", str(run / "best.safetensors"), "--pictures", "0"]
     arguments += ["--output", str(results.parent / "some"), "--splits", "testB", "val"]

@@ -1,5 +1,6 @@
 """A fake segmenter and a fake data set with the faces of the real ones, for quick tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from engine.resume import load_state
 from engine.trainer import Trainer
+from tools.parity import read_keys
 from utils.config import Config
 from utils.data.dataset import Sample
 from utils.data.mixture import MixedDataset
@@ -26,7 +28,7 @@ class FakeSet(Dataset):
     """Random pictures of many shapes with a box each; the sentence depends on the epoch."""
 
     fingerprint = "f" * 64
-    max_words = 5
+    length = 5
     num_truncated = num_left_out = num_empty = 0
 
     def __init__(self, num_samples: int = 21, seed: int = 0) -> None:
@@ -64,7 +66,7 @@ class FakeSet(Dataset):
         return torch.from_numpy(square).permute(2, 0, 1).contiguous()
 
     def ids(self, index: int) -> Tensor:
-        ids = np.random.default_rng((self.epoch, index)).integers(1, 9, self.max_words)
+        ids = np.random.default_rng((self.epoch, index)).integers(1, 9, self.length)
         return torch.from_numpy(ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -101,6 +103,9 @@ class FakeSegmenter(nn.Module):
         x = x + self.words(ids).mean(dim=1)[:, :, None, None]
         logits = self.head(self.dropout(self.norm(x)).relu())
         return logits, logits.new_zeros(())
+
+    def hyperparameters(self) -> dict[str, dict[str, Any]]:
+        return {}
 
     def trainable_state(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state_dict().items() if not k.startswith("frozen.")}
@@ -189,3 +194,17 @@ def fake_set() -> Any:
 @pytest.fixture
 def fake_segmenter() -> Any:
     return FakeSegmenter
+
+
+@pytest.fixture(scope="session")
+def empty_state() -> Callable[[str], dict[str, torch.Tensor]]:
+    """``empty_state("etris_rn50")``: a released checkpoint of zeros that take no memory."""
+
+    def make(model: str) -> dict[str, torch.Tensor]:
+        keys = read_keys(Path(__file__).parents[1] / f"golden/keys/{model}.tsv")
+        return {
+            name: torch.zeros((), dtype=dtype).expand(shape)
+            for name, (shape, dtype) in keys.items()
+        }
+
+    return make

@@ -51,7 +51,7 @@ def test_a_loaded_model_computes_the_same(
     assert len(metadata["backbone"]["sha256"]) == 64
     expected = segmenter.state_dict() if everything else segmenter.trainable_state()
     assert set(load_file(path)) == set(expected)
-    loaded = load_segmenter(config, path, max_words=9)
+    loaded = load_segmenter(config, path)
     assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
     assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
 
@@ -66,7 +66,7 @@ def test_everything_needs_no_file_of_clip_weights(
     values["model"]["backbone"] = {"name": "tiny", "weights": None}
     path = tmp_path / "whole.safetensors"
     save_checkpoint(path, segmenter, Config.from_dict(values), everything=True)
-    loaded = load_segmenter(read_config(path), path, max_words=9)
+    loaded = load_segmenter(read_config(path), path)
     assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
 
 
@@ -87,11 +87,11 @@ def test_positions_of_longer_sentences_stay(tiny_config: Make, batch: Any, tmp_p
     path = tmp_path / "best.safetensors"
     save_checkpoint(path, segmenter, config)
     chosen = choose_config(path, None, ["data.dataset=refcoco"])
-    loaded = load_segmenter(chosen, path, chosen.data.longest_sentence)
+    loaded = load_segmenter(chosen, path)
     assert loaded.encoder.clip.text.positions.shape[0] == 22
     assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
     with pytest.raises(ValueError, match=r"of another shape .*positions"):
-        load_segmenter(chosen, path, max_words=23)
+        load_segmenter(choose_config(path, None, ["data.max_words=23"]), path)
 
 
 def test_another_backbone_is_refused(trained: Any, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_another_backbone_is_refused(trained: Any, tmp_path: Path) -> None:
     values = config.to_dict()
     values["model"]["backbone"]["weights"] = str(other)
     with pytest.raises(ValueError, match="SHA-256") as error:
-        load_segmenter(Config.from_dict(values), path, max_words=9)
+        load_segmenter(Config.from_dict(values), path)
     assert str(other) in str(error.value) and segmenter.backbone["sha256"] in str(error.value)
 
 
@@ -120,7 +120,7 @@ def test_another_architecture_is_refused_by_name(
     values["model"]["bridges"][0][key] = value
     message = f"model.bridges.0.{key} is {was} in it and {value} in the config"
     with pytest.raises(ValueError, match=message):
-        load_segmenter(Config.from_dict(values), path, max_words=9)
+        load_segmenter(Config.from_dict(values), path)
 
 
 def test_dropout_is_no_other_architecture(trained: Any, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_dropout_is_no_other_architecture(trained: Any, tmp_path: Path) -> None:
     save_checkpoint(path, segmenter, config)
     values = config.to_dict()
     values["model"]["decoder"]["dropout"] = 0.0
-    load_segmenter(Config.from_dict(values), path, max_words=9)
+    load_segmenter(Config.from_dict(values), path)
 
 
 def test_weights_that_lack_a_key_are_refused(trained: Any, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_weights_that_lack_a_key_are_refused(trained: Any, tmp_path: Path) -> No
     path = tmp_path / "best.safetensors"
     save_checkpoint(path, segmenter, config)
     with pytest.raises(ValueError, match="1 missing") as error:
-        load_segmenter(config, path, max_words=9)
+        load_segmenter(config, path)
     assert lost in str(error.value)
 
 

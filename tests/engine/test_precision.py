@@ -43,7 +43,10 @@ def test_auto_without_a_list_of_flags_is_fp32(
     assert resolve_precision("auto", CPU) == "fp32"
 
 
-@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16")])
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((6, 1), "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16")],
+)
 def test_auto_asks_the_gpu(
     capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from engine.checkpoint import FORMAT, choose_config, read_metadata
 from engine.comparison import caveats, group_runs, read_runs
-from engine.evaluator import protocol
+from engine.evaluator import describe_protocol
 from engine.record import open_recording
 from engine.resume import load_state, save_state
 from model.clip import sha256_of
@@ -51,7 +51,7 @@ def results(checkpoint: Path, *opts: str, score: float) -> dict[str, Any]:
     config, story = choose_config(checkpoint, None, opts), read_metadata(checkpoint)
     return {
         "splits": {"val": {"oIoU": score, "mIoU": score + 1, "seconds": time.monotonic()}},
-        "protocol": protocol(config, 17, precision="fp32"),
+        "protocol": describe_protocol(config, 17, precision="fp32", name="native", length=17),
         "data": {"dataset": "demo", "fingerprint": "f"},
         "checkpoint": {"sha256": sha256_of(checkpoint), "provenance": story["provenance"]},
         "seed": config.train.seed,

@@ -1,7 +1,6 @@
 """Released checkpoints of CRIS: every key is used, and for what the paper uses it."""
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from tools import convert_checkpoint
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/golden"))
-import stand_in  # noqa: E402
 
 # models on the meta device: names and sizes alone are compared
 pytestmark = pytest.mark.filterwarnings("ignore:.*which is a no-op")
@@ -139,17 +136,17 @@ def neck_of_cris(released: dict[str, Tensor], maps: tuple[Tensor, ...], sentence
 
 
 @pytest.mark.parametrize("name", ["cris_rn50", "cris_rn101"])
-def test_every_key_is_used(name: str) -> None:
+def test_every_key_is_used(name: str, empty_state: Callable) -> None:
     with torch.device("meta"):
         segmenter = build(name)
-    load_released(segmenter, stand_in.empty_state_dict(name), "stand-in")
+    load_released(segmenter, empty_state(name), "stand-in")
 
 
-def test_the_tiny_checkpoint_has_the_released_keys(tiny: Path) -> None:
+def test_the_tiny_checkpoint_has_the_released_keys(tiny: Path, empty_state: Callable) -> None:
     def head(keys: object) -> set[str]:
         return {key for key in keys if not key.startswith("backbone.") or ".connect." in key}
 
-    assert head(as_released(segmenter_of(tiny, 0))) == head(stand_in.keys("cris_rn50"))
+    assert head(as_released(segmenter_of(tiny, 0))) == head(empty_state("cris_rn50"))
 
 
 def test_the_neck_is_that_of_the_paper(tiny: Path) -> None:
@@ -172,7 +169,7 @@ def test_goes_round_through_the_tool(tiny: Path, tmp_path: Path, batch: tuple) -
     torch.save({"state_dict": released}, source)
     argv = ["--from", str(source), "--config", str(tiny), "--output", str(output)]
     assert convert_checkpoint.main(argv) == 0
-    loaded = load_segmenter(read_config(output), output, max_words=9).eval()
+    loaded = load_segmenter(read_config(output), output).eval()
     state = loaded.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in segmenter.state_dict().items())
     with torch.no_grad():
@@ -183,8 +180,8 @@ def test_goes_round_through_the_tool(tiny: Path, tmp_path: Path, batch: tuple) -
     ("key", "message"),
     [("neck.f4_proj3.0.weight", "missing"), ("neck.f6_cat.0.weight", "not those of .* CRIS")],
 )
-def test_keys_that_differ_are_named(key: str, message: str) -> None:
-    state = stand_in.empty_state_dict("cris_rn50")
+def test_keys_that_differ_are_named(key: str, message: str, empty_state: Callable) -> None:
+    state = empty_state("cris_rn50")
     if state.pop(key, None) is None:
         state[key] = torch.zeros(1)
     with torch.device("meta"):
@@ -196,9 +193,11 @@ def test_keys_that_differ_are_named(key: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("config", "checkpoint"), [("cris_rn50", "etris_rn50"), ("etris_rn50_released", "cris_rn50")]
 )
-def test_the_other_method_is_refused_with_the_way_out(config: str, checkpoint: str) -> None:
+def test_the_other_method_is_refused_with_the_way_out(
+    config: str, checkpoint: str, empty_state: Callable
+) -> None:
     with torch.device("meta"):
         segmenter = build(config)
     method = config.partition("_")[0].upper()
     with pytest.raises(ValueError, match=rf"released {method} checkpoint .*config/cris_\*\.yaml"):
-        load_released(segmenter, stand_in.empty_state_dict(checkpoint), "stand-in")
+        load_released(segmenter, empty_state(checkpoint), "stand-in")

@@ -47,7 +47,7 @@ def test_a_checkpoint_holds_the_clip_that_trained(
     path, (image, ids, _) = tmp_path / "best.safetensors", batch
     save_checkpoint(path, segmenter, config)
     assert read_metadata(path)["holds"] == {"full": "everything", "frozen": "trainable"}[tuning]
-    loaded = load_segmenter(read_config(path), path, max_words=9)
+    loaded = load_segmenter(read_config(path), path)
     with torch.no_grad():
         logits = [model.eval()(image, ids)[0] for model in (loaded, segmenter)]
     assert torch.equal(*logits)

@@ -26,7 +26,7 @@ TIMEOUT = 90_000  # milliseconds: machines may be busy
 def predictors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Predictor]:
     """The demo's adapter, and the same with its weights disturbed."""
     config = read_config(CHECKPOINT)
-    segmenter = load_segmenter(config, CHECKPOINT, config.data.longest_sentence)
+    segmenter = load_segmenter(config, CHECKPOINT)
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in segmenter.trainable_state().values():

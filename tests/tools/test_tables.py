@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.evaluator import protocol
+from engine.evaluator import describe_protocol
 from engine.published import PUBLISHED, read_tables
 from engine.tables import PREFACE
 from tools import tables
@@ -33,7 +33,7 @@ def write(tmp_path: Path) -> Write:
                 split: {"oIoU": x - 1, "mIoU": x, "Pr@0.5": x + 5, "Pr@0.7": x, "Pr@0.9": x - 50}
                 for split, x in scores.items()
             },
-            "protocol": protocol(values, 17, precision="bf16"),
+            "protocol": describe_protocol(values, 17, precision="bf16", name="native", length=17),
             "data": {"fingerprint": "f"},
             "checkpoint": {"provenance": made | {"dirty": changes.pop("trained_dirty", False)}},
             "config": values.to_dict(),

@@ -82,9 +82,10 @@ def test_data_sets_are_a_name_or_several(
 
 
 def test_published_rates() -> None:
-    for name, dim, rate in [("rn50", 56, 1e-4), ("rn101", 64, 1e-4), ("vitb16", 128, 1e-3)]:
+    rows = [("rn50", 56, 4, 1e-4), ("rn101", 64, 4, 1e-4), ("vitb16", 128, 8, 1e-3)]
+    for name, dim, heads, rate in rows:
         config = load_config(ROOT / f"config/etris_{name}.yaml")
-        assert config.model.bridges == [{"name": "bridger", "dim": dim, "heads": 8}]
+        assert config.model.bridges == [{"name": "bridger", "dim": dim, "heads": heads}]
         assert config.train.lr * config.train.encoder_lr_scale == pytest.approx(rate)
         assert (config.train.lr, config.train.batch_size, config.train.epochs) == (1e-4, 32, 50)
         assert (config.train.milestones, config.train.gamma) == ([35], 0.1)
@@ -119,7 +120,21 @@ def test_released_behaviours() -> None:
         assert config.model.bridges[0]["dim"] == 64
         assert config.model.train_positions and config.model.decoder.project_sentence
         assert config.train.encoder_lr_scale == 1
-        assert config.model.backbone_norm == ("frozen" if name == "vitb16" else "batch")
+        is_vit = name == "vitb16"
+        assert config.model.backbone_norm == ("frozen" if is_vit else "batch")
+        assert config.model.bridges[0]["heads"] == (8 if is_vit else 4)
+        assert config.model.decoder.train_connect == is_vit
+        assert config.model.decoder.initial_kernel == "default"
+        assert (config.train.target, config.train.precision) == ("nearest", "fp16")
+        scoring = config.eval
+        assert (scoring.protocol, scoring.precision, scoring.metric) == ("released", "fp32", "mIoU")
+        assert scoring.first_sentences and scoring.threshold == 0.35
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("etris_rn*.yaml")), ids=str)
+def test_bridger_of_every_resnet_has_the_released_heads(path: Path) -> None:
+    (bridger,) = load_config(path).model.bridges
+    assert bridger["heads"] == 4
 
 
 def test_file_over_base_over_defaults(tmp_path: Path) -> None:

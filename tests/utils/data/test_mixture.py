@@ -19,7 +19,7 @@ from utils.data.refer_files import read_refs
 from utils.data.store import ReferStore
 
 SIZE = 32
-OPTIONS = {"image_size": SIZE, "max_words": 22, "seed": 5}
+OPTIONS = {"image_size": SIZE, "length": 22, "seed": 5}
 
 
 def pack_as(
@@ -129,7 +129,7 @@ def test_one_data_set_is_itself(root: Path) -> None:
         mixed = open_mixture(root, ["refcoco"], allow_leakage=allow_leakage, **OPTIONS)
         alone = train_of(root, "refcoco")
         assert mixed.fingerprint == alone.fingerprint
-        assert (len(mixed), mixed.num_left_out, mixed.max_words) == (len(alone), 0, 22)
+        assert (len(mixed), mixed.num_left_out, mixed.length) == (len(alone), 0, 22)
         assert mixed.composition()["scored_images"] == "as published"
         infos = [[one.info(index) for index in range(len(one))] for one in (mixed, alone)]
         assert infos[0] == infos[1]
@@ -140,7 +140,7 @@ def test_items_are_those_of_the_parts_under_their_own_index(root: Path) -> None:
     mixed.set_epoch(3)
     position = 0
     for part in mixed.parts:
-        assert part.max_words == 22 and part[0]["ids"].shape == (22,)
+        assert part.length == 22 and part[0]["ids"].shape == (22,)
         for row in range(len(part)):
             item, expected = mixed[position], part[row]
             assert item.pop("index") == position and expected.pop("index") == row

@@ -1,0 +1,534 @@
+"""Compare this code with what released code computed: masks, training steps, scoring.
+
+FILE holds what the released code of a method gave for stand-in weights: tensors that anybody can
+make again from the names and shapes of a released checkpoint (--keys). It is recognised by what is
+in it:
+
+  inference  feature maps, words, sentence and logits of two pictures
+  training   losses, gradients and logits of four steps of Adam, dropout off, float32
+  scoring    masks, IoU and training targets of given logits and masks; needs no model
+
+Prints every difference with the one allowed; exits with 1 if one is larger.
+"""
+
+import argparse
+import csv
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.allocator import keep_freed_memory  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from model import Segmenter
+    from utils.config import Config
+
+GOLDEN = ROOT / "tests/golden"
+EXAMPLES = [GOLDEN / "example_image0.png", GOLDEN / "example_image1.png"]
+EXAMPLE = """examples:
+  python tools/parity.py tests/golden/etris_rn50.npz --config config/etris_rn50_released.yaml \\
+      --keys tests/golden/keys/etris_rn50.tsv
+  python tools/parity.py tests/golden/train_etris_vitb16.npz \\
+      --config config/etris_vitb16_released.yaml --keys tests/golden/keys/etris_vitb16.tsv
+  python tools/parity.py tests/golden/released_protocol.npz
+"""
+OUTPUT_SCALE = 0.2  # keeps the logits of stand-in models in a readable range
+SMALL = (
+    "positional_embedding",
+    "class_embedding",
+    "query_embed",
+    "pos_embed",
+    "cls_token",
+    "register_tokens",
+)
+FIRST_LOSS = 2e-6  # relative, as all losses
+LOSSES = (FIRST_LOSS, 1e-5, 2e-4, 4e-3)  # of four steps at 1e-4, which magnify rounding
+# Of a trained run's logits, largest difference in standard deviations; and of how far parts moved.
+WILD_LOGITS, MOVES = 5e-2, 2e-2
+
+
+class Allowed(NamedTuple):
+    """What rounding may do; batch statistics through a ResNet's layers magnify it."""
+
+    train_logits: float  # in standard deviations of the logits, as all logits
+    gradient: float  # relative to the gradient of its part
+    gentle_loss: float
+    gentle_logits: float
+
+
+ALLOWED = {
+    "transformer": Allowed(3e-5, 1e-4, 1e-5, 2e-4),
+    "ResNet": Allowed(4e-3, 3e-3, 2e-4, 1e-3),
+}
+
+
+class Difference(NamedTuple):
+    """How far something is from what was released, and how far it may be."""
+
+    name: str
+    value: float
+    allowed: float
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.fits else "TOO FAR"
+        return f"{self.name:<44}{self.value:>10.1e}{self.allowed:>10.0e}  {verdict}"
+
+    @property
+    def fits(self) -> bool:
+        """False for NaN too."""
+        return self.value <= self.allowed
+
+
+def read_keys(path: Path) -> dict[str, tuple[tuple[int, ...], "torch.dtype"]]:
+    """Shape and type of every entry of a released checkpoint: a table of names, ``2x3``, type.
+
+    Raises:
+        ValueError: if the file is missing or no such table.
+    """
+    import torch
+
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file, delimiter="\t"))
+        return {
+            name: (tuple(int(n) for n in shape.split("x") if n), getattr(torch, dtype))
+            for name, shape, dtype in rows
+        }
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"--keys {path}: not a table of names, shapes such as 2x3 and types ({error}); "
+            "see tests/golden/keys"
+        ) from None
+
+
+def fill(name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "Tensor":
+    """The stand-in for a tensor: normal numbers of a generator that its name seeds, scaled by kind.
+
+    Whole numbers are 0. Weights are divided by the root of their inputs, norms are near 1.
+    """
+    import torch
+
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype)
+    random = np.random.RandomState(zlib.crc32(name.encode()))
+    values = torch.from_numpy(np.asarray(random.standard_normal(shape), dtype=np.float32))
+    last = name.rpartition(".")[2]
+    if last == "running_var":
+        values = 0.5 + values.abs()
+    elif last == "running_mean":
+        values = 0.1 * values
+    elif last == "logit_scale":
+        values = torch.ones(shape)
+    elif last in SMALL or "token_embedding" in name:
+        values = 0.1 * values
+    elif last == "gamma":
+        values = 0.3 * values
+    elif len(shape) >= 2:
+        fan_in = shape[0] if last in ("proj", "text_projection") else int(np.prod(shape[1:]))
+        values = values / fan_in**0.5
+    elif last == "weight":
+        values = 1 + 0.1 * values
+    else:
+        values = 0.05 * values
+    if name.startswith("proj.txt."):
+        values = OUTPUT_SCALE * values
+    return values.to(dtype)
+
+
+@lru_cache(maxsize=1)
+def stand_in(keys: Path) -> dict[str, "Tensor"]:
+    """A whole stand-in checkpoint with the released names."""
+    return {name: fill(name, shape, dtype) for name, (shape, dtype) in read_keys(keys).items()}
+
+
+class Case(NamedTuple):
+    """A model and what it is asked: its released weights, images (2, 3, S, S) and ids (2, L)."""
+
+    segmenter: "Segmenter"
+    released: dict[str, "Tensor"]
+    image: "Tensor"
+    ids: "Tensor"
+
+    def reset(self) -> "Segmenter":
+        """The model with the stand-in weights, dropout off."""
+        from engine.released import load_released
+        from model.clip.attention import Attention, Dropout
+
+        load_released(self.segmenter, self.released, "stand-in weights")
+        for module in self.segmenter.modules():
+            if isinstance(module, Dropout):
+                module.p = 0.0
+            elif isinstance(module, Attention):
+                module.dropout = 0.0
+        return self.segmenter
+
+
+def open_case(
+    golden: Mapping[str, np.ndarray],
+    config: "Config",
+    keys: Path,
+    images: Sequence[Path] = EXAMPLES,
+    precision: str = "float32",
+) -> Case:
+    """Build the model of ``config`` for the stand-in weights and read the pictures.
+
+    Raises:
+        ValueError: for a picture that cannot be read or is not of the size of the configuration.
+    """
+    import torch
+
+    from engine.picture_files import read_image
+    from model import build_segmenter
+
+    size = config.data.image_size
+    pictures = [read_image(path) for path in images]
+    for path, picture in zip(images, pictures, strict=True):
+        if picture.shape[:2] != (size, size):
+            raise ValueError(
+                f"{path}: is of {picture.shape[1]} x {picture.shape[0]} pixels and "
+                f"data.image_size is {size}; parity needs pictures of that size"
+            )
+    ids = torch.from_numpy(golden["ids"]).long()
+    segmenter = build_segmenter(
+        config.model, image_size=size, max_words=ids.shape[1], load_weights=False
+    )
+    image = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    # planar, as the released code: kernels for channels-last sum in another order, and in float32
+    # on some CPUs round ten times as much
+    segmenter.to(getattr(torch, precision)).to(memory_format=torch.contiguous_format)
+    return Case(segmenter, stand_in(keys), image, ids)
+
+
+def in_deviations(ours: "Tensor", golden: np.ndarray) -> float:
+    """The largest difference, in standard deviations of the released values."""
+    import torch
+
+    wanted = torch.from_numpy(golden)
+    if ours.shape != wanted.shape:
+        return float("nan")
+    return float((ours - wanted).abs().max() / wanted.std())
+
+
+def compare_inference(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[Difference]:
+    """Feature maps, words and sentence as they enter the neck, what leaves it, and the logits."""
+    import torch
+
+    segmenter = case.reset().eval()
+    found: dict[str, Tensor] = {}
+
+    def note(_: Any, inputs: tuple[Any, ...], output: "Tensor") -> None:
+        maps, sentence = inputs
+        found.update({f"map{i}_mean": x.mean(dim=(2, 3)) for i, x in enumerate(maps)})
+        found.update(sentence=sentence, neck_mean=output.mean(dim=(2, 3)))
+
+    handles = [
+        segmenter.decoder.neck.register_forward_hook(note),
+        segmenter.encoder.register_forward_hook(
+            lambda _, __, features: found.update(words=features.words)
+        ),
+    ]
+    with torch.no_grad():
+        found["logits"], _ = segmenter(case.image, case.ids)
+    for handle in handles:
+        handle.remove()
+    for name in golden:
+        if name != "ids":
+            value = in_deviations(found[name], golden[name]) if name in found else float("nan")
+            yield Difference(name, value, 1e-4)
+
+
+def compare_training(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[Difference]:
+    """Four steps of Adam from the stand-in weights, for each mask that the file has."""
+    import torch
+
+    from model.clip.resnet import ModifiedResNet
+
+    is_resnet = isinstance(case.segmenter.encoder.clip.visual, ModifiedResNet)
+    allowed = ALLOWED["ResNet" if is_resnet else "transformer"]
+    masks = [key.removesuffix("_mask") for key in golden if key.endswith("_mask")]
+    for number, mask in enumerate(masks):
+        pixels = torch.from_numpy(golden[f"{mask}_mask"]) * 255
+        logits = yield from compare_gradients(case, golden, mask, pixels, allowed)
+        if number == 0 and "train_logits" in golden:
+            value = in_deviations(logits, golden["train_logits"])
+            yield Difference("logits in training mode", value, allowed.train_logits)
+    gentle = float(golden.get("gentle_rate", 1e-6))
+    runs = [("gentle", "blocks", gentle), *((mask, mask, 1e-4) for mask in masks)]
+    for run, mask, rate in runs:
+        if f"{run}_losses" not in golden:
+            continue
+        pixels = torch.from_numpy(golden[f"{mask}_mask"]) * 255
+        losses, logits, moves = train(case, pixels, rate, golden)
+        pairs = zip(losses, golden[f"{run}_losses"].tolist(), strict=True)
+        for step, (ours, theirs) in enumerate(pairs):
+            limit = allowed.gentle_loss if run == "gentle" else LOSSES[step]
+            yield Difference(f"{run}: loss {step} at {rate:.0e}", abs(ours / theirs - 1), limit)
+        limit = allowed.gentle_logits if run == "gentle" else WILD_LOGITS
+        value = in_deviations(logits, golden[f"{run}_logits"])
+        yield Difference(f"{run}: logits after four steps", value, limit)
+        yield from compare_parts(f"{run}: move of", moves, golden[f"{run}_part_moves"], MOVES)
+
+
+def compare_gradients(
+    case: Case,
+    golden: Mapping[str, np.ndarray],
+    mask: str,
+    pixels: "Tensor",
+    allowed: Allowed,
+) -> Any:
+    """Differences of target and gradients at step 0; returns the logits."""
+    from model.loss import make_target, text_to_pixel_loss
+
+    segmenter = case.reset().train()
+    logits, _ = segmenter(case.image, case.ids)
+    target = make_target(pixels, logits.shape[2:], "nearest").numpy()
+    yield Difference(f"{mask}: target", float(abs(target - golden[f"{mask}_target"]).max()), 0.0)
+    segmenter.zero_grad()
+    text_to_pixel_loss(logits, pixels, target="nearest").backward()
+    gradients = {
+        name: float(parameter.grad.double().norm())
+        for name, parameter in segmenter.named_parameters()
+        if parameter.grad is not None
+    }
+    parts = by_part(case, gradients, golden)
+    norms = golden[f"{mask}_part_grad_norms"]
+    yield from compare_parts(f"{mask}: gradient of", parts, norms, allowed.gradient)
+    if f"{mask}_grad_norms" in golden:
+        by_name = released_norms(case, gradients)
+        names = [str(name) for name in golden["part_names"]]
+        of_parts = dict(zip(names, norms.tolist(), strict=True))
+        of_all = float((norms**2).sum() ** 0.5)
+        pairs = zip(golden["grad_names"].tolist(), golden[f"{mask}_grad_norms"], strict=True)
+        worst = max(
+            abs(by_name.get(key, 0.0) - norm) / of_parts.get(part_of(key, names) or "", of_all)
+            for key, norm in pairs
+        )
+        yield Difference(f"{mask}: gradient of a tensor, at most", worst, allowed.gradient)
+    return logits.detach()
+
+
+def train(
+    case: Case, pixels: "Tensor", rate: float, golden: Mapping[str, np.ndarray]
+) -> tuple[list[float], "Tensor", dict[str, float | None]]:
+    """Losses, logits (eval mode) after four steps, and how far each part moved."""
+    import torch
+
+    from engine.update import GuardedAdam, Update
+    from utils.distributed import Processes
+
+    segmenter = case.reset().train()
+    segmenter.zero_grad()
+    trained = {name: p for name, p in segmenter.named_parameters() if p.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    optimizer = GuardedAdam([{"params": [*trained.values()], "lr": rate}], weight_decay=0.0)
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    update = Update(segmenter, optimizer, processes=alone, precision="fp32", target="nearest")
+    batch = {"image": case.image, "ids": case.ids, "mask": pixels}
+    losses = [float(update(batch)[0][0]) for _ in range(4)]
+    moved = {
+        name: float((parameter.detach() - before[name]).double().norm())
+        for name, parameter in trained.items()
+    }
+    with torch.no_grad():
+        logits, _ = segmenter.eval()(case.image, case.ids)
+    return losses, logits, by_part(case, moved, golden)
+
+
+def compare_parts(
+    what: str, ours: Mapping[str, float | None], golden: np.ndarray, allowed: float
+) -> Iterator[Difference]:
+    for (part, value), wanted in zip(ours.items(), golden.tolist(), strict=True):
+        if value is None:
+            print(f"{what} {part}: no released name begins so, not compared")
+        else:
+            yield Difference(f"{what} {part}", abs(value / wanted - 1), allowed)
+
+
+def released_norms(case: Case, norms: Mapping[str, float]) -> dict[str, float]:
+    """2-norms by our names -> by released names, where one tensor is several of ours."""
+    from engine.released import names_of
+
+    squares: dict[str, float] = {}
+    for key, names in names_of(case.segmenter, case.released).items():
+        squares[key] = sum(norms.get(name, 0.0) ** 2 for name in names)
+    return {key: square**0.5 for key, square in squares.items()}
+
+
+def by_part(
+    case: Case, norms: Mapping[str, float], golden: Mapping[str, np.ndarray]
+) -> dict[str, float | None]:
+    """2-norms by our names -> 2-norm of each part that the file names, in its order.
+
+    None for a part that nothing here is of.
+    """
+    parts: list[str] = golden["part_names"].tolist()
+    squares: dict[str, list[float]] = {part: [] for part in parts}
+    for key, norm in released_norms(case, norms).items():
+        part = part_of(key, parts)
+        if part is not None:
+            squares[part].append(norm**2)
+    return {part: sum(some) ** 0.5 if some else None for part, some in squares.items()}
+
+
+def part_of(key: str, parts: list[str]) -> str | None:
+    """The part that a released tensor is of: a tower's positions, or the longest prefix."""
+    if key.endswith("positional_embedding"):
+        tower = "image" if ".visual." in key else "text"
+        if f"positions.{tower}" in parts:
+            return f"positions.{tower}"
+    return max((part for part in parts if key.startswith(part)), key=len, default=None)
+
+
+def compare_scoring(golden: Mapping[str, np.ndarray]) -> Iterator[Difference]:
+    """Masks and scores by the released protocol, and the target of the released training.
+
+    Raises:
+        ValueError: if the file is of other versions of OpenCV than the one that is installed.
+    """
+    import cv2
+    import torch
+
+    from engine.metrics import Record, metrics_from_records
+    from engine.protocols import PROTOCOLS, released_probability
+    from model.loss import make_target
+    from utils.data.transforms import Letterbox, letterbox_matrices, warp_mask
+
+    version = f"opencv{cv2.__version__.partition('.')[0]}"
+    if f"iou_{version}" not in golden:
+        raise ValueError(f"holds nothing of {version}, which is installed here")
+    size = golden["target_letterbox_" + version].shape[-1]
+    records, matrices, pixels, sums = [], 0.0, 0, 0.0
+    for i, (width, height) in enumerate(golden["sizes"].tolist()):
+        pair = letterbox_matrices(height, width, size)
+        wanted = golden["warp"][i], golden["warp_inverse"][i]
+        matrices = max(matrices, *(abs(a - b).max() for a, b in zip(pair, wanted, strict=True)))
+        box, logits = (
+            Letterbox.fit(height, width, size),
+            torch.from_numpy(golden["logits"][i : i + 1]),
+        )
+        probability = released_probability(logits, box)[0]
+        total = float(probability.astype(np.float64).sum())
+        sums = max(sums, abs(total / golden[f"probability_sum_{version}"][i] - 1))
+        mask = PROTOCOLS["released"].masks(logits, box, 0.35)[0].bool().numpy()
+        pixels = max(pixels, int((mask != unpack(golden[f"mask_{i}_{version}"], mask.shape)).sum()))
+        truth = unpack(golden[f"truth_{i}"], mask.shape)
+        both, either = int((mask & truth).sum()), int((mask | truth).sum())
+        records.append(Record(i, i, i, "", both, either))
+    metrics = metrics_from_records(records).to_dict()
+    yield Difference("letterbox matrices", matrices, 1e-12)
+    yield Difference("sum of probabilities", sums, 1e-6)
+    yield Difference("pixels of a mask that differ, at most", pixels, 3)
+    for name, key in (("mIoU", "mean_iou"), ("oIoU", "overall_iou")):
+        value = abs(metrics[name] / 100 - float(golden[f"{key}_{version}"]))
+        yield Difference(name, value, 1e-6)
+    ours = [metrics[f"Pr@0.{tenths}"] / 100 for tenths in range(5, 10)]
+    yield Difference("Pr@0.5 to Pr@0.9", abs(ours - golden[f"precision_{version}"]).max(), 1e-9)
+    grey, cells = 0, 0.0
+    for i, (width, height) in enumerate(golden["target_sizes"].tolist()):
+        square = warp_mask(unpack(golden[f"target_truth_{i}"], (height, width)), size)
+        wanted = golden[f"target_letterbox_{version}"][i]
+        grey = max(grey, int((square != wanted).sum()))
+        target = golden[f"target_{version}"][i]
+        made = make_target(torch.from_numpy(square)[None], target.shape, "nearest")[0, 0]
+        cells = max(cells, float(abs(made.numpy() - target).max()))
+    yield Difference("pixels of a letterboxed mask that differ", grey, 0)
+    yield Difference("training target", cells, 0.0)
+
+
+def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The mask, bool (H, W), that ``np.packbits`` packed."""
+    return np.unpackbits(bits)[: shape[0] * shape[1]].reshape(shape).astype(bool)
+
+
+def compare(arguments: argparse.Namespace) -> Iterator[Difference]:
+    """The differences of a file of any kind.
+
+    Raises:
+        ValueError: if the file cannot be read or is of no kind, or options are missing.
+    """
+    path: Path = arguments.file
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            golden = {key: file[key] for key in file.files}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a file of arrays that can be read ({error})") from None
+    if "warp_inverse" in golden:
+        try:
+            yield from compare_scoring(golden)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return
+    if "ids" not in golden or not {"logits", "train_logits"} & golden.keys():
+        raise ValueError(
+            f"{path}: is of no kind that is known: inference has ids and logits, training "
+            "train_logits, scoring warp_inverse"
+        )
+    if arguments.config is None or arguments.keys is None:
+        raise ValueError(f"{path}: needs --config and --keys of the method that it is of")
+    from utils.config import load_config
+
+    config = load_config(arguments.config, arguments.opts)
+    case = open_case(golden, config, arguments.keys, arguments.images, arguments.precision)
+    yield from (compare_training if "train_logits" in golden else compare_inference)(case, golden)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.npz")
+    parser.add_argument("--config", type=Path, help="that of the method, as released")
+    parser.add_argument(
+        "--keys", type=Path, metavar="NAME.tsv", help="names and shapes of its checkpoint"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs=2,
+        default=EXAMPLES,
+        metavar="PNG",
+        help="two pictures of data.image_size; default: tests/golden/example_image0.png and 1",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float64"),
+        default="float32",
+        help="of the model here; float64 leaves the released code's rounding alone (%(default)s)",
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="key=value", help="keys that go over the config's"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    keep_freed_memory()
+    print(f"{'difference of':<44}{'is':>10}{'allowed':>10}")
+    count = wrong = 0
+    try:
+        for difference in compare(arguments):
+            print(difference, flush=True)
+            count, wrong = count + 1, wrong + (not difference.fits)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{count - wrong} of {count} within what rounding does" if wrong else f"all {count} equal"
+    )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
