@@ -1,6 +1,7 @@
 """Results files of ``test.py``, checked when they are read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], Config]:
     return results, Config.from_dict(results["config"], source=str(path))
 
 
-def splits_by_protocol(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+def splits_by_protocol(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     """The scores of a results file: protocol -> split -> score."""
     measured = [results, *results.get("other_protocols", [])]
     return {one["protocol"]["name"]: one["splits"] for one in measured}

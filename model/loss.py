@@ -15,11 +15,12 @@ def text_to_pixel_loss(logits: Tensor, mask: Tensor, *, target: str = "majority"
         mask: (B, H, W), finer than the logits: 0 and 1, with ``nearest`` 0 to 255.
         target: how the mask becomes ``t``, see :func:`make_target`.
     """
-    wanted = make_target(mask, logits.shape[2:], target)
+    height, width = logits.shape[2:]
+    wanted = make_target(mask, (height, width), target)
     return F.binary_cross_entropy_with_logits(logits.float(), wanted)
 
 
-def make_target(mask: Tensor, size: tuple[int, ...], target: str) -> Tensor:
+def make_target(mask: Tensor, size: tuple[int, int], target: str) -> Tensor:
     """The mask (B, H, W) at the size of the logits: float32 (B, 1, h, w).
 
     ``majority``: 1 where at least half of the pixels that a cell touches are set.  ``nearest``, as

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import read_metadata
-from engine.data import open_training
+from engine.checkpoint import read_config, read_metadata, sentence_length
+from engine.data import open_tests, open_training
+from engine.evaluator import predict_logits
+from engine.prediction import load
 from utils.config import load_config
 from utils.data.demo.writer import write_demo
 from utils.data.packing import pack_dataset
 from utils.data.refer import refer_source
 from utils.data.refer_files import read_refs
 from utils.data.store import ReferStore
+from utils.data.transforms import restore_logits
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
@@ -271,3 +274,33 @@ def test_testing_explains_what_there_is(
     assert TEST([*base, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_prediction_pads_as_training_and_testing_do(run: Path) -> None:
+    """Bridger reads the padding, so that another length moves the logits."""
+    checkpoint = run / "best.safetensors"
+    config = read_config(checkpoint)
+    predictor = load(checkpoint)
+    for dataset in open_tests(config, ["val"]).values():
+        indices = range(len(dataset))
+        index = next(i for i in indices if dataset.info(i).num_tokens <= dataset.max_words)
+        image, _ = dataset.original(index)
+        found = predictor.logits(image, dataset.info(index).sentence)[0]
+        ids = {length: dataset.ids(index)[None, :length] for length in (17, 22)}
+        assert ids[22].shape == (1, 22)
+        scored = {
+            length: restore_logits(
+                predict_logits(
+                    predictor.segmenter,
+                    dataset.image(index)[None],
+                    [one],
+                    precision=predictor.precision,
+                    device=predictor.device,
+                )[0][0],
+                dataset.letterbox(index),
+            )
+            for length, one in ids.items()
+        }
+        assert torch.equal(found, scored[22]) and not torch.allclose(found, scored[17], atol=1e-5)
+    alone = load_config(run / "config.yaml", ["data.dataset=demo"])
+    assert sentence_length(alone, config) == 22, "that of training, whatever is scored"

@@ -322,3 +322,59 @@ def test_a_config_with_mistakes_is_explained(tmp_path: Path, capsys: Any) -> Non
     assert TRAIN.main(["--config", str(path)]) == 2
     assert "did you mean 'batch_size'" in capsys.readouterr().err
     assert Config().train.batch_size == 32
+
+
+def test_a_config_finds_its_checkpoint(
+    run: Path, config_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    options = ["--splits", "val", "--pictures", "0", "--output", str(tmp_path / "out")]
+    assert TEST.main(["--config", str(config_file), *options]) == 0
+    captured = capsys.readouterr()
+    assert "val" in captured.out and f"scoring {run / 'best.safetensors'}" in captured.err
+    other = ["--opts", f"run.folder={tmp_path / 'none'}"]
+    assert TEST.main(["--config", str(config_file), *options, *other]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "none") in error and "python train.py --config" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_both_protocols_in_one_pass(run: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["--checkpoint", str(run / "best.safetensors"), "--splits", "val", "testA"]
+    arguments += ["--pictures", "0", "--opts", "eval.threshold=0.07"]  # little was learnt
+    assert TEST.main([*arguments, "--output", str(tmp_path / "alone")]) == 0
+    capsys.readouterr()
+    arguments += ["--output", str(tmp_path), "--protocol", "native", "released"]
+    assert TEST.main(arguments) == 0
+    assert "native protocol (1)" in capsys.readouterr().out
+    expected = {"results.json", "val.jsonl", "testA.jsonl"}
+    assert set(files(tmp_path)) == expected | {"val-released.jsonl", "testA-released.jsonl"}
+    written = json.loads((tmp_path / "results.json").read_text())
+    before = json.loads((tmp_path / "alone/results.json").read_text())
+    for split in ("val", "testA"):
+        ours = {k: v for k, v in written["splits"][split].items() if k != "seconds"}
+        assert ours == {k: v for k, v in before["splits"][split].items() if k != "seconds"}
+    (other,) = written["other_protocols"]
+    assert (written["protocol"]["name"], written["protocol"]["number"]) == ("native", 1)
+    assert (other["protocol"]["name"], other["protocol"]["number"]) == ("released", 1)
+    lines = (tmp_path / "val-released.jsonl").read_text().splitlines()
+    recomputed = metrics_from_records(Record(**json.loads(line)) for line in lines).to_dict()
+    assert {name: other["splits"]["val"][name] for name in recomputed} == recomputed
+    assert {"oIoU", "mIoU", "Pr@0.5", "Pr@0.9"} <= set(other["splits"]["testA"])
+    assert other["splits"]["val"]["oIoU"] != written["splits"]["val"]["oIoU"]
+
+
+def test_the_released_way_trains_and_chooses(config_file: Path, tmp_path: Path) -> None:
+    """Target, protocol, first sentences; a checkpoint of it is tested by its own protocol."""
+    options = ["train.target=nearest", "eval.protocol=released", "eval.first_sentences=true"]
+    options += ["eval.metric=mIoU", "train.max_steps=6", f"run.folder={tmp_path / 'run'}"]
+    assert TRAIN.main(["--config", str(config_file), "--opts", *options]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    (scored,) = [row for row in rows if "val/mIoU" in row]
+    dataset = open_split(load_config(config_file), "demo", "val")
+    references = {dataset.info(index).ref_id for index in range(len(dataset))}
+    assert scored["val/count"] == len(references) < len(dataset)
+    checkpoint = tmp_path / "run/best.safetensors"
+    assert TEST.main(["--checkpoint", str(checkpoint), "--splits", "val", "--pictures", "0"]) == 0
+    written = json.loads((tmp_path / "run/test/results.json").read_text())
+    assert written["protocol"]["name"] == "released" and written["other_protocols"] == []
+    assert written["splits"]["val"]["count"] == len(dataset)

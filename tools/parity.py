@@ -292,7 +292,7 @@ def compare_gradients(
 
     segmenter = case.reset().train()
     logits, _ = segmenter(case.image, case.ids)
-    target = make_target(pixels, logits.shape[2:], "nearest").numpy()
+    target = make_target(pixels, tuple(logits.shape[2:]), "nearest").numpy()
     yield Difference(f"{mask}: target", float(abs(target - golden[f"{mask}_target"]).max()), 0.0)
     segmenter.zero_grad()
     text_to_pixel_loss(logits, pixels, target="nearest").backward()

@@ -208,6 +208,7 @@ def initialize_zoom(module: nn.Module, *, is_transposed: bool) -> None:
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
-            is_plain_here = is_transposed and isinstance(part, nn.Conv2d)
-            mode = "fan_in" if is_plain_here else "fan_out"
-            nn.init.kaiming_normal_(part.weight, mode=mode, nonlinearity="relu")
+            if is_transposed and isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_in", nonlinearity="relu")
+            else:
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

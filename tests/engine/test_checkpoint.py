@@ -16,6 +16,7 @@ from engine.checkpoint import (
     save_checkpoint,
 )
 from model import Segmenter, build_segmenter
+from model.bridges import Bridger
 from model.clip import load
 from utils.config import Config
 
@@ -92,6 +93,31 @@ def test_positions_of_longer_sentences_stay(tiny_config: Make, batch: Any, tmp_p
     assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
     with pytest.raises(ValueError, match=r"of another shape .*positions"):
         load_segmenter(choose_config(path, None, ["data.max_words=23"]), path)
+
+
+def test_heads_that_no_shape_shows_are_compared(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the configuration leaves them at a default that is another one today."""
+    config = tiny_config("vit", {"bridges": [{"name": "bridger", "dim": 16}]})
+    segmenter = build_segmenter(config.model, image_size=64, max_words=9)
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, segmenter, config)
+    stored = read_metadata(path)["hyperparameters"]
+    assert stored["heads"]["encoder.bridges.0.stages.0.image_interactor.attention"] == 8
+    assert stored["stride"]["encoder.clip.visual.patch_embed"] == 16
+    load_segmenter(config, path)
+    monkeypatch.setitem(Bridger.__init__.__kwdefaults__, "heads", 4)
+    with pytest.raises(ValueError, match=r"best\.safetensors: .*attention has heads 8 .* 4 in"):
+        load_segmenter(config, path)
+
+
+def test_a_rate_of_a_module_is_no_architecture(tiny_config: Make, tmp_path: Path) -> None:
+    bridger = {"name": "bridger", "dim": 16, "heads": 4}
+    config = tiny_config("vit", {"bridges": [bridger]})
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, build_segmenter(config.model, image_size=64, max_words=9), config)
+    load_segmenter(tiny_config("vit", {"bridges": [bridger | {"lr_scale": 10}]}), path)
 
 
 def test_another_backbone_is_refused(trained: Any, tmp_path: Path) -> None:

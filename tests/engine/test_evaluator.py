@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from engine import evaluator
-from engine.evaluator import Result, evaluate, find_masks, predict_logits, sentences_per_pass
+from engine.evaluator import (
+    Result,
+    evaluate,
+    evaluate_by,
+    find_masks,
+    predict_logits,
+    sentences_per_pass,
+)
 from utils.distributed import Processes
 
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
@@ -190,3 +197,47 @@ def test_a_higher_threshold_finds_less(fake_set: Any, fake_segmenter: Any) -> No
     found = [score(segmenter, dataset, threshold=t).metrics.intersection for t in (0.01, 0.5, 0.99)]
     assert found == sorted(found, reverse=True) and found[0] > found[2]
     assert np.sum([dataset.original(i)[1].sum() for i in range(5)]) == found[0]
+
+
+OPTIONS = {"threshold": 0.35, "batch_size": 4, "precision": "fp32", "processes": ALONE}
+
+
+def test_several_protocols_share_one_pass(fake_set: Any, fake_segmenter: Any) -> None:
+    calls = []
+
+    class Counting(fake_segmenter):
+        def forward(self, image: Any, ids: Tensor) -> Any:
+            calls.append(len(ids))
+            return super().forward(image, ids)
+
+    torch.manual_seed(0)
+    dataset, segmenter = fake_set(9), Counting()
+    alone = {name: score(segmenter, dataset, protocol=name) for name in ("native", "released")}
+    num_passes = len(calls) // 2
+    calls.clear()
+    together = evaluate_by(["native", "released"], segmenter, dataset, **OPTIONS)
+    assert len(calls) == num_passes and together == alone
+    assert alone["native"].records != alone["released"].records
+    for name, result in together.items():
+        masks = find_masks(
+            segmenter,
+            dataset,
+            list(range(9)),
+            threshold=0.35,
+            precision="fp32",
+            device=ALONE.device,
+            protocol=name,
+        )
+        for record, mask in zip(result.records, masks, strict=True):
+            assert record.intersection == (mask & dataset.original(record.index)[1]).sum()
+
+
+def test_the_first_sentence_of_every_reference_alone(shared_set: Any, fake_segmenter: Any) -> None:
+    dataset, segmenter = shared_set(9), fake_segmenter()
+    everything = score(segmenter, dataset)
+    first = {}
+    for record in everything.records:
+        first.setdefault(record.ref_id, record)
+    chosen = score(segmenter, dataset, first_sentences=True)
+    assert chosen.records == list(first.values())
+    assert 1 < len(chosen.records) < len(everything.records)

@@ -8,10 +8,10 @@ import torch
 from torch.utils.data import default_collate
 
 from engine import precision
-from engine.precision import autocast, resolve_precision, store_frozen
+from engine.precision import autocast, resolve_precision, scoring_precision, store_frozen
 from engine.update import GuardedAdam, Update
 from model import build_segmenter
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.data.dataset import ReferDataset
 from utils.data.demo.writer import write_demo
 from utils.data.packing import pack_dataset
@@ -123,3 +123,26 @@ def test_bf16_changes_a_tiny_models_losses_less_than_another_draw_of_dropout(
     plain, other_draw, rounded = losses
     assert plain[-5:].mean() < plain[:5].mean()
     assert (rounded - plain).abs().mean() < (other_draw - plain).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("training", "masks", "device", "expected"),
+    [
+        ("fp16", None, GPU, "fp16"),
+        ("fp16", None, CPU, "fp32"),
+        ("fp16", "fp32", GPU, "fp32"),
+        ("fp32", "bf16", CPU, "bf16"),
+        ("bf16", None, CPU, "bf16"),
+    ],
+)
+def test_precision_of_masks(
+    training: str,
+    masks: str | None,
+    device: torch.device,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "CPU_LISTING", tmp_path / "none")
+    config = Config.from_dict({"train": {"precision": training}, "eval": {"precision": masks}})
+    assert scoring_precision(config, device) == expected

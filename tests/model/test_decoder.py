@@ -9,7 +9,7 @@ from torch import nn
 from model.clip.common import sine, sine_grid
 from model.decoder import coordinates
 from model.decoder.decoder import Projector
-from model.loss import text_to_pixel_loss
+from model.loss import make_target, text_to_pixel_loss
 
 
 def test_projector_mixes_then_convolves_each_sample_with_its_own_kernel():
@@ -52,3 +52,13 @@ def test_loss_is_the_mean_over_both_classes():
     s = torch.sigmoid(logits).flatten()
     wanted = -(s[0].log() + s[1].log() + (1 - s[2]).log() + (1 - s[3]).log()) / 4
     torch.testing.assert_close(text_to_pixel_loss(logits, mask), wanted)
+
+
+def test_the_released_target_is_the_grey_of_the_nearest_pixel():
+    mask = torch.arange(49, dtype=torch.uint8).view(1, 7, 7)
+    target = make_target(mask, (2, 2), "nearest")
+    assert torch.equal(target, torch.tensor([[[[0.0, 3.0], [21.0, 24.0]]]]) / 255)
+    logits = torch.tensor([[[[2.0, -1.0], [0.5, 0.0]]]])
+    s = torch.sigmoid(logits)
+    wanted = -(target * s.log() + (1 - target) * (1 - s).log()).mean()
+    torch.testing.assert_close(text_to_pixel_loss(logits, mask, target="nearest"), wanted)

@@ -89,6 +89,35 @@ def test_towers_that_are_recomputed_keep_less_and_learn_the_same(
     assert kept[1] < 0.8 * kept[0]
 
 
+FULL = {"bridges": [], "decoder": {"dim": 32, "heads": 4, "layers": 1}}
+
+
+@pytest.mark.parametrize("backbone_norm", ["batch", "full tuning"])
+def test_statistics_move_once_where_towers_are_recomputed(
+    backbone_norm: str,
+    tiny_segmenter: Callable,
+    clip_file: Callable,
+    batch: tuple[torch.Tensor, ...],
+) -> None:
+    model = FULL | {"backbone_norm": "batch", "train_positions": True}
+    if backbone_norm == "full tuning":
+        weights = str(clip_file("resnet"))
+        model = FULL | {"backbone": {"name": None, "weights": weights, "tuning": "full"}}
+    outcomes = []
+    for recomputes in (False, True):
+        segmenter = tiny_segmenter("resnet", model).train()
+        segmenter.encoder.recomputes = recomputes
+        before = segmenter.encoder.clip.visual.layer2[0].bn1.running_mean.clone()
+        torch.manual_seed(1)
+        segmenter(*batch[:2])[0].mean().backward()
+        norm = segmenter.encoder.clip.visual.layer2[0].bn1
+        assert norm.num_batches_tracked == 1 and norm.momentum == 0.1
+        assert not norm.running_mean.equal(before)
+        gradients = {n: p.grad for n, p in segmenter.named_parameters() if p.grad is not None}
+        outcomes.append((dict(segmenter.named_buffers()), gradients))
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+
+
 def note(sizes: list[int], kept: torch.Tensor) -> torch.Tensor:
     sizes.append(kept.numel())
     return kept

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import build_segmenter
+from model.clip.common import resize_positions
 from model.loss import text_to_pixel_loss
 
 BRIDGER = {"name": "bridger", "dim": 16, "heads": 4}
@@ -174,3 +175,53 @@ def test_sizes_without_weights(tiny_config):
         segmenter = build_segmenter(config, image_size=64, max_words=9, load_weights=False)
     assert segmenter.encoder.clip.visual.widths == (512, 1024, 2048)
     assert segmenter.backbone == {"name": "RN50", "weights": "nowhere.pt", "sha256": None}
+
+
+GST = {"name": "gst", "dim": 12, "modules": 2, "queries": 3, "heads": 3}
+
+
+def test_a_module_trains_at_a_rate_of_its_own(tiny_segmenter):
+    adapters = [{"name": "snf", "length": 2, "lr_scale": 3}, {"name": "lora", "rank": 2}]
+    model = {
+        "adapters": adapters,
+        "bridges": [BRIDGER | {"lr_scale": 10}],
+        "side": GST | {"lr_scale": 0.5},
+    }
+    segmenter = tiny_segmenter("joint", model)
+    groups = segmenter.parameter_groups(lr=0.1, encoder_lr_scale=2.0)
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    wanted = {"bridges.": 1.0, "side.": 0.05, "decoder.": 0.1, "shortcut.": 0.3}
+    wanted |= {"_proj.down": 0.2, "_proj.up": 0.2}  # of LoRA, at the rate of all that has none
+    trained = [(name, p) for name, p in segmenter.named_parameters() if p.requires_grad]
+    assert len(rate_of) == len(trained)
+    for name, parameter in trained:
+        kind = next(key for key in wanted if key in name)
+        assert rate_of[id(parameter)] == pytest.approx(wanted[kind]), name
+    plain = tiny_segmenter("joint", {"bridges": [BRIDGER]})
+    assert len(plain.parameter_groups(lr=0.1, encoder_lr_scale=2.0)) == 2
+
+
+@pytest.mark.parametrize("scale", [0, -1, True, "fast", float("inf")])
+def test_a_rate_that_is_none_is_refused(tiny_config, scale):
+    with pytest.raises(ValueError, match="lr_scale"):
+        tiny_config("vit", {"bridges": [BRIDGER | {"lr_scale": scale}]})
+
+
+def test_older_positions_of_an_attention_pool_are_read(tiny_segmenter, batch):
+    """Once they were resized to the image when CLIP was loaded; now in every pass."""
+    name = "encoder.clip.visual.positions"
+    segmenter = tiny_segmenter("resnet", {"train_positions": True}).eval()
+    state = dict(segmenter.trainable_state())
+    torch.nn.init.normal_(state[name])
+    with torch.no_grad():
+        wanted = segmenter(*batch[:2])[0]
+    state[name] = resize_positions(state[name], 4)
+    positions = segmenter.encoder.clip.visual.positions
+    segmenter.load_trainable_state(state)
+    assert segmenter.encoder.clip.visual.positions is positions and len(positions) == 17
+    with torch.no_grad():
+        other = segmenter(*batch[:2])[0]
+    assert other.shape == wanted.shape and not other.equal(wanted)
+    state[name] = torch.zeros(16, positions.shape[1])
+    with pytest.raises(ValueError, match="positions"):
+        segmenter.load_trainable_state(state)

@@ -245,3 +245,14 @@ def test_the_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     assert tables.main(arguments) == 0
     assert path.read_text("utf-8") == capsys.readouterr().out
     assert path.read_text("utf-8").index("## etris-6") < path.read_text("utf-8").index("## etris-4")
+
+
+def test_each_protocol_has_a_row(write: Write, show: Callable[[str], str]) -> None:
+    protocol = {"name": "released", "number": 1}
+    other = {"val": {"oIoU": 60.0, "mIoU": 61.0}}
+    both = [{"protocol": protocol, "splits": other}]
+    write("barleria_vitb16", {"val": 70.0}, other_protocols=both)
+    cells = rows(show("barleria-1"))
+    native = cells["↳ `config/barleria_vitb16.yaml`"]
+    released = cells["↳ `config/barleria_vitb16.yaml`, released protocol"]
+    assert "69.00 / 70.00" in native and "60.00 / 61.00" in released

@@ -1,5 +1,6 @@
 """Reading, checking and writing configurations."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from utils.config import TEST_SPLITS, Config, EvalConfig, load_config
 from utils.data.facts import DATASETS, SPLITS
+from utils.flat_options import KEYS
 from utils.yaml_files import dump_yaml, parse_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -346,3 +348,41 @@ def test_round_trip(values: object, name: str, folder: str) -> None:
 def test_written_yaml_loads_from_a_file(tmp_path: Path) -> None:
     config = load_config(ROOT / "config/etris_vitb16.yaml", ["train.lr=1e-5", "run.folder='1e5'"])
     assert load_config(write(tmp_path, config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "equivalents"),
+    [
+        (["TRAIN.batch_size", "16"], ["--opts train.batch_size=16"]),
+        (["TRAIN.base_lr=1e-3"], ["--opts train.lr=1e-3"]),
+        (["TEST.test_split", "val-test"], ["test.py --splits val"]),
+        (["TRAIN.nhead", "4", "DATA.dataset", "refcoco"], ["heads=4", "data.dataset=refcoco"]),
+        (["TRAIN.lr_multi", "0.1"], ["train.backbone_lr_scale=0.1"]),
+        (["Distributed.rank", "0"], ["torchrun"]),
+        (["TRAIN.fpn_in", "[512, 1024, 1024]"], ["config/base.yaml"]),
+    ],
+)
+def test_options_of_cris_and_etris_are_refused_with_their_equivalents(
+    tmp_path: Path, words: list[str], equivalents: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words[0].partition("=")[0])) as caught:
+        load_config(write(tmp_path, ""), words)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(equivalents)
+    assert all(part in line for part, line in zip(equivalents, lines, strict=True))
+
+
+def test_every_equivalent_is_a_key() -> None:
+    for key in KEYS.values():
+        override = f"{key}=1"
+        if key.startswith("model.bridges."):
+            continue
+        section: object = Config().to_dict()
+        for part in override.partition("=")[0].split("."):
+            assert isinstance(section, dict) and part in section, key
+            section = section[part]
+
+
+def test_a_file_of_cris_is_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no key 'TRAIN'.*CRIS and ETRIS"):
+        load_config(write(tmp_path, "TRAIN: {batch_size: 16}"))

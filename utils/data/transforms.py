@@ -98,7 +98,8 @@ def warp_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
     255 in the target, 0 outside, grey on its border: bilinear, 0 beyond the picture.
     """
-    matrix, _ = letterbox_matrices(*mask.shape, size)
+    height, width = mask.shape
+    matrix, _ = letterbox_matrices(height, width, size)
     grey = mask.view(np.uint8) * 255
     return cv2.warpAffine(grey, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
 

@@ -11,7 +11,9 @@ from utils.data.transforms import (
     Letterbox,
     letterbox_image,
     letterbox_mask,
+    letterbox_matrices,
     restore_logits,
+    warp_mask,
 )
 
 SIDES = st.integers(41, 333)
@@ -99,3 +101,25 @@ def test_logits_restored_together_are_as_each_alone() -> None:
     restored = restore_logits(logits, box)
     assert restored.shape == (3, 50, 70) and restored.dtype == torch.float32
     assert all(map(torch.equal, restored, [restore_logits(one, box) for one in logits]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIDES, SIDES, SIZES)
+def test_the_released_letterbox_goes_there_and_back(height: int, width: int, size: int) -> None:
+    """Its corners lie at most a pixel from those of the whole-pixel letterbox."""
+    there, back = letterbox_matrices(height, width, size)
+    whole = np.vstack([back, [0, 0, 1]]) @ np.vstack([there, [0, 0, 1]])
+    np.testing.assert_allclose(whole, np.eye(3), atol=1e-4)
+    box = Letterbox.fit(height, width, size)
+    (left, top), (right, bottom) = (there @ [x, y, 1] for x, y in ((0, 0), (width, height)))
+    inner_height, inner_width = box.inner
+    assert abs(left - box.left) <= 1 and abs(top - box.top) <= 1
+    assert abs(right - box.left - inner_width) <= 1 and abs(bottom - box.top - inner_height) <= 1
+
+
+def test_the_released_mask_is_grey_on_its_border_alone() -> None:
+    mask = ellipse(97, 140, 0.4, 0.5)
+    square = warp_mask(mask, 96)
+    assert square.shape == (96, 96) and {0, 255} < set(np.unique(square).tolist())
+    grey = ((square > 0) & (square < 255)).sum()
+    assert 0 < grey < (square == 255).sum()
