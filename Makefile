@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check pytest scale-test format clean
+.PHONY: help demo test check pytest parity scale-test format clean
 .DELETE_ON_ERROR:
 
 help: ## list what there is
@@ -26,6 +26,18 @@ check: $(VENV)/.testing ## ruff and mypy
 
 pytest: $(VENV)/.testing ## pytest; ARGS='-k name' chooses
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+GOLDEN := tests/golden
+
+parity: $(VENV)/.running ## compare masks, scoring and four training steps with the released code's; half an hour
+	$(BIN)/python tools/parity.py $(GOLDEN)/released_protocol.npz
+	for file in etris_vitb16 etris_rn50 etris_rn101 train_etris_vitb16 train_etris_rn50; do \
+	  name=$${file#train_}; echo "$$file"; \
+	  $(BIN)/python tools/parity.py $(GOLDEN)/$$file.npz --config config/$${name}_released.yaml \
+	    --keys $(GOLDEN)/keys/$$name.tsv || exit 1; \
+	done
+	$(BIN)/python tools/parity.py $(GOLDEN)/cris_rn50.npz --config config/cris_rn50.yaml \
+	  --keys $(GOLDEN)/keys/cris_rn50.tsv
 
 scale-test: $(VENV)/.running ## pack and open data of RefCOCO's size, against limits; 2 GB of disk
 	$(BIN)/python tools/scale_test.py $(ARGS)

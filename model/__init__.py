@@ -87,33 +87,36 @@ def build_segmenter(
     else:
         clip.freeze(train_positions=config.train_positions)
     lr_scales: dict[str, float] = {}  # by the name of a parameter
-
-    def add(prefix: str, module: nn.Module, options: Mapping[str, Any]) -> None:
-        if LR_SCALE in options:
-            names = (f"{prefix}.{name}" for name, _ in module.named_parameters())
-            lr_scales.update(dict.fromkeys(names, options[LR_SCALE]))
-
     for place, options in enumerate(config.adapters):
         before = {name for name, _ in clip.named_parameters()}
         attach(ADAPTERS, options, f"model.adapters.{place}", clip)
-        if LR_SCALE in options:
-            added = {name for name, _ in clip.named_parameters()} - before
-            lr_scales |= {f"encoder.clip.{name}": options[LR_SCALE] for name in added}
+        added = [name for name, _ in clip.named_parameters() if name not in before]
+        lr_scales |= own_lr_scales(options, "encoder.clip", added)
     bridges = []
     for place, options in enumerate(config.bridges):
-        bridges.append(attach(BRIDGES, options, f"model.bridges.{place}", clip))
-        add(f"encoder.bridges.{place}", bridges[-1], options)
+        bridge = attach(BRIDGES, options, f"model.bridges.{place}", clip)
+        bridges.append(bridge)
+        added = [name for name, _ in bridge.named_parameters()]
+        lr_scales |= own_lr_scales(options, f"encoder.bridges.{place}", added)
     grid = image_size // clip.visual.strides[1]
     decoder = Decoder(clip, grid=grid, max_words=max_words, **dict(config.decoder))
     side = None
     if config.side is not None:
         # last: a seed gives all the rest the same weights as without it
         side = attach(SIDES, config.side, "model.side", clip, grid, config.decoder.dim)
-        add("side", side, config.side)
+        added = [name for name, _ in side.named_parameters()]
+        lr_scales |= own_lr_scales(config.side, "side", added)
     taps = cast(Side, side).taps if side is not None else ()
     segmenter = Segmenter(Encoder(clip, bridges, taps=taps), decoder, backbone, side, lr_scales)
     # a sixth faster for a ResNet's training step on a CPU, and what tensor cores want
     return segmenter.to(memory_format=torch.channels_last)
+
+
+def own_lr_scales(
+    options: Mapping[str, Any], prefix: str, names: Sequence[str]
+) -> dict[str, float]:
+    """``lr_scale`` of a module for each of its parameters, by full name; nothing without one."""
+    return {f"{prefix}.{name}": options[LR_SCALE] for name in names if LR_SCALE in options}
 
 
 def build_clip(

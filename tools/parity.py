@@ -52,8 +52,6 @@ SMALL = (
     "cls_token",
     "register_tokens",
 )
-FIRST_LOSS = 2e-6  # relative, as all losses
-LOSSES = (FIRST_LOSS, 1e-5, 2e-4, 4e-3)  # of four steps at 1e-4, which magnify rounding
 # Of a trained run's logits, largest difference in standard deviations; and of how far parts moved.
 WILD_LOGITS, MOVES = 5e-2, 2e-2
 
@@ -61,6 +59,7 @@ WILD_LOGITS, MOVES = 5e-2, 2e-2
 class Allowed(NamedTuple):
     """What rounding may do; batch statistics through a ResNet's layers magnify it."""
 
+    losses: tuple[float, float, float, float]  # relative, of four steps at 1e-4
     train_logits: float  # in standard deviations of the logits, as all logits
     gradient: float  # relative to the gradient of its part
     gentle_loss: float
@@ -68,8 +67,9 @@ class Allowed(NamedTuple):
 
 
 ALLOWED = {
-    "transformer": Allowed(3e-5, 1e-4, 1e-5, 2e-4),
-    "ResNet": Allowed(4e-3, 3e-3, 2e-4, 1e-3),
+    "transformer": Allowed((2e-6, 1e-5, 2e-4, 4e-3), 3e-5, 1e-4, 1e-5, 2e-4),
+    # with other kernels the released code itself moves by 2e-4, 3e-4 and 4e-3 in steps 1 to 3
+    "ResNet": Allowed((2e-6, 1e-3, 1e-3, 1e-2), 4e-3, 3e-3, 2e-4, 1e-3),
 }
 
 
@@ -272,7 +272,7 @@ def compare_training(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[D
         losses, logits, moves = train(case, pixels, rate, golden)
         pairs = zip(losses, golden[f"{run}_losses"].tolist(), strict=True)
         for step, (ours, theirs) in enumerate(pairs):
-            limit = allowed.gentle_loss if run == "gentle" else LOSSES[step]
+            limit = allowed.gentle_loss if run == "gentle" else allowed.losses[step]
             yield Difference(f"{run}: loss {step} at {rate:.0e}", abs(ours / theirs - 1), limit)
         limit = allowed.gentle_logits if run == "gentle" else WILD_LOGITS
         value = in_deviations(logits, golden[f"{run}_logits"])
