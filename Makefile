@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check pytest parity scale-test format clean
+BASE ?= HEAD
+.PHONY: help demo test check pytest parity same scale-test format clean
 .DELETE_ON_ERROR:
 
 help: ## list what there is
@@ -38,6 +39,9 @@ parity: $(VENV)/.running ## compare masks, scoring and four training steps with 
 	done
 	$(BIN)/python tools/parity.py $(GOLDEN)/cris_rn50.npz --config config/cris_rn50.yaml \
 	  --keys $(GOLDEN)/keys/cris_rn50.tsv
+
+same: $(VENV)/.running ## train and score BASE=commit and this tree, and compare bit for bit; some minutes
+	$(BIN)/python tools/same.py --base $(BASE)
 
 scale-test: $(VENV)/.running ## pack and open data of RefCOCO's size, against limits; 2 GB of disk
 	$(BIN)/python tools/scale_test.py $(ARGS)

@@ -68,8 +68,9 @@ class Allowed(NamedTuple):
 
 ALLOWED = {
     "transformer": Allowed((2e-6, 1e-5, 2e-4, 4e-3), 3e-5, 1e-4, 1e-5, 2e-4),
-    # with other kernels the released code itself moves by 2e-4, 3e-4 and 4e-3 in steps 1 to 3
-    "ResNet": Allowed((2e-6, 1e-3, 1e-3, 1e-2), 4e-3, 3e-3, 2e-4, 1e-3),
+    # with other kernels the released code itself moves by 2e-4, 3e-4 and 4e-3 in steps 1 to 3 and
+    # by 1.4e-3 in the last logits of the gentle run
+    "ResNet": Allowed((2e-6, 1e-3, 1e-3, 1e-2), 4e-3, 3e-3, 2e-4, 3e-3),
 }
 
 
@@ -179,7 +180,6 @@ def open_case(
     config: "Config",
     keys: Path,
     images: Sequence[Path] = EXAMPLES,
-    precision: str = "float32",
 ) -> Case:
     """Build the model of ``config`` for the stand-in weights and read the pictures.
 
@@ -206,7 +206,7 @@ def open_case(
     image = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     # planar, as the released code: kernels for channels-last sum in another order, and in float32
     # on some CPUs round ten times as much
-    segmenter.to(getattr(torch, precision)).to(memory_format=torch.contiguous_format)
+    segmenter.to(memory_format=torch.contiguous_format)
     return Case(segmenter, stand_in(keys), image, ids)
 
 
@@ -479,7 +479,7 @@ def compare(arguments: argparse.Namespace) -> Iterator[Difference]:
     from utils.config import load_config
 
     config = load_config(arguments.config, arguments.opts)
-    case = open_case(golden, config, arguments.keys, arguments.images, arguments.precision)
+    case = open_case(golden, config, arguments.keys, arguments.images)
     yield from (compare_training if "train_logits" in golden else compare_inference)(case, golden)
 
 
@@ -499,12 +499,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=EXAMPLES,
         metavar="PNG",
         help="two pictures of data.image_size; default: tests/golden/example_image0.png and 1",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "float64"),
-        default="float32",
-        help="of the model here; float64 leaves the released code's rounding alone (%(default)s)",
     )
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="key=value", help="keys that go over the config's"

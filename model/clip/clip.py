@@ -99,7 +99,7 @@ class CLIP(nn.Module):
 
     def normalize(self, image: Tensor) -> Tensor:
         """RGB ``(B, 3, H, W)`` in 0..255, any dtype -> CLIP's input, ``(x / 255 - mean) / std``."""
-        return (image.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return (image.float() / 255 - self.mean) / self.std
 
     def freeze(self, *, train_positions: bool = False) -> None:
         """Call before anything is attached: what is here now is frozen, what comes later trains.
