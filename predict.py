@@ -1,4 +1,4 @@
-"""Segment what sentences name in pictures, exactly as test.py would.
+"""Segment what sentences name in pictures, exactly as test.py does by its native protocol.
 
 Writes <n>-mask.png (0 or 255, at the size of the picture) and <n>-overlay.png for the n-th
 sentence, and predictions.json, which says what belongs to which sentence. Several pictures get a

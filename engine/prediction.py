@@ -53,7 +53,7 @@ def load(
 
 
 class Predictor:
-    """A model that segments what a sentence names in a picture, exactly as ``test.py`` does.
+    """A model that segments what a sentence names in a picture, as ``test.py`` by ``native``.
 
     Pictures are paths, arrays (grey, RGB or RGBA; uint8 or uint16) or PIL images, and come out the
     right way up. Results have the size of the picture: (H, W) for a sentence, (N, H, W) for a list

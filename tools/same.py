@@ -168,7 +168,7 @@ def measure_base(commit: str, folder: Path, data: Path) -> None:
     folder.mkdir(parents=True)
     tree = folder / "tree"
     git = ["git", "-C", str(ROOT), "worktree"]
-    subprocess.run([*git, "add", "--force", "--detach", str(tree), commit], check=True)
+    subprocess.run([*git, "add", "--quiet", "--force", "--detach", str(tree), commit], check=True)
     try:
         measure(tree, folder, data)
     finally:
