@@ -255,8 +255,9 @@ def run_folder(config: Config, path: Path) -> Path:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read ``path`` over the file its ``base:`` names over the defaults, then ``overrides``.
+    """Read ``path`` over its bases over the defaults, then ``overrides``.
 
+    A base is the file that ``base:`` names, from its own folder; it may have one itself.
     Sections merge key by key, anything else is replaced. An override is ``section.key=value``,
     its value YAML, list entries counted from 0: ``model.bridges.0.dim=32``. Raises one
     ``ValueError`` with a line for every mistake: the file, the place, the value, the way out.

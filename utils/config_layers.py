@@ -35,7 +35,7 @@ class Layer(NamedTuple):
 def read_layers(
     path: Path, overrides: Sequence[str], defaults: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Layer]]:
-    """Merge ``defaults``, the base of ``path``, ``path`` and ``overrides``, in that order."""
+    """Merge ``defaults``, the bases of ``path``, ``path`` and ``overrides``, in that order."""
     refuse_flat(overrides)
     files = _read_files(path)
     layers = [Layer("default", (), defaults), *(Layer(name, (), tree) for name, tree in files)]
@@ -82,19 +82,24 @@ def explain(
 
 
 def _read_files(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The base of ``path``, if it names one, and ``path``, each with its name for errors."""
-    tree, problems = _read_file(path)
-    files = [(str(path), tree)]
-    if "base" in tree:
+    """The bases of ``path``, the lowest first, then ``path``, each with its name for errors."""
+    files: list[tuple[str, dict[str, Any]]] = []
+    problems, read, following = [], set(), [path]
+    while following:
+        current = following.pop()
+        tree, more = _read_file(current)
+        problems += more
+        files.insert(0, (str(current), tree))
+        read.add(current.resolve())
+        if "base" not in tree:
+            continue
         base = tree.pop("base")
-        if isinstance(base, str):
-            below, more = _read_file(path.parent / base)
-            problems += more
-            if "base" in below:
-                problems.append(f"{path.parent / base}: base: a base has no base; write it out")
-            files.insert(0, (str(path.parent / base), below))
+        if not isinstance(base, str):
+            problems.append(f"{current}: base: {base!r}: should be the path of one YAML file")
+        elif (current.parent / base).resolve() in read:
+            problems.append(f"{current}: base: {base!r}: leads back to itself; name another file")
         else:
-            problems.append(f"{path}: base: {base!r}: should be the path of one YAML file")
+            following.append(current.parent / base)
     if problems:
         raise ValueError("\n".join(problems))
     return files

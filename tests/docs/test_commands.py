@@ -191,8 +191,9 @@ def test_page_runs(
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
 def test_configurations_are_read(block: Block, tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
-    (tmp_path / "base.yaml").write_text((ROOT / "config/base.yaml").read_text("utf-8"))
-    path = tmp_path / ("demo/one.yaml" if "base: ../" in block.text else "one.yaml")
+    for base in ("base.yaml", "demo/base.yaml"):
+        (tmp_path / base).write_text((ROOT / "config" / base).read_text("utf-8"))
+    path = tmp_path / ("demo/one.yaml" if "config/demo/" in block.text else "one.yaml")
     path.write_text(block.text, encoding="utf-8")
     config = load_config(path)
     assert config.model.backbone.weights and (config.model.adapters or config.model.bridges)

@@ -139,6 +139,18 @@ def test_bridger_of_every_resnet_has_the_released_heads(path: Path) -> None:
     assert bridger["heads"] == 4
 
 
+def test_a_base_may_have_a_base(tmp_path: Path) -> None:
+    write(tmp_path, "train: {lr: 1e-3, epochs: 7}\ndata: {workers: 1}", "base.yaml")
+    write(tmp_path / "sub", "base: ../base.yaml\ntrain: {epochs: 8}", "base.yaml")
+    path = write(tmp_path / "sub", "base: base.yaml\ntrain: {seed: 3}")
+    config = load_config(path)
+    assert (config.train.lr, config.train.epochs, config.train.seed) == (1e-3, 8, 3)
+    assert config.data.workers == 1
+    write(tmp_path, "base: sub/base.yaml", "base.yaml")
+    with pytest.raises(ValueError, match=r"base\.yaml: base: .*leads back"):
+        load_config(path)
+
+
 def test_file_over_base_over_defaults(tmp_path: Path) -> None:
     write(tmp_path, "train: {lr: 1e-3, epochs: 7}\nmodel: {bridges: [{name: a}]}", "base.yaml")
     path = write(tmp_path, "base: base.yaml\ntrain: {epochs: 9}\nmodel: {bridges: [{name: b}]}")
@@ -290,7 +302,7 @@ def test_all_mistakes_at_once_each_with_its_file(tmp_path: Path) -> None:
         ("- a", "run.yaml: should hold sections such as `train:`, not ['a']"),
         ("base: 3", "run.yaml: base: 3: should be the path of one YAML file"),
         ("base: runn.yaml", "runn.yaml: cannot be read (No such file or directory); did"),
-        ("base: run.yaml", "run.yaml: base: a base has no base"),
+        ("base: run.yaml", "run.yaml: base: 'run.yaml': leads back to itself"),
     ],
 )
 def test_mistakes_in_files(tmp_path: Path, text: str, expected: str) -> None:
