@@ -56,8 +56,8 @@ SMALL = (
 WILD_LOGITS, MOVES = 5e-2, 2e-2
 
 
-# Batch statistics are summed by each thread, and through fifty layers this shows: the files that are
-# there were made with two.
+# Each thread sums a part of a batch's statistics, and through fifty layers this shows in the third
+# digit. The files that are there were made with two.
 THREADS = 2
 
 

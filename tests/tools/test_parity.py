@@ -1,15 +1,25 @@
 """What released code computed, and that a difference is seen."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tools import parity
 from tools.parity import main
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden"
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The tool computes on two threads; the tests after it on as many as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def arguments(file: str, *options: str) -> list[str]:
