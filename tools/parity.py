@@ -52,10 +52,6 @@ SMALL = (
     "cls_token",
     "register_tokens",
 )
-# Of a trained run's logits, largest difference in standard deviations; and of how far parts moved.
-WILD_LOGITS, MOVES = 5e-2, 2e-2
-
-
 # Each thread sums a part of a batch's statistics, and through fifty layers this shows in the third
 # digit. The files that are there were made with two.
 THREADS = 2
@@ -65,17 +61,23 @@ class Allowed(NamedTuple):
     """What rounding may do; batch statistics through a ResNet's layers magnify it."""
 
     losses: tuple[float, float, float, float]  # relative, of four steps at 1e-4
-    train_logits: float  # in standard deviations of the logits, as all logits
+    logits: float  # after them, in standard deviations of the logits
+    train_logits: float  # at step 0
     gradient: float  # relative to the gradient of its part
-    gentle_loss: float
+    gentle_losses: tuple[float, float, float, float]
     gentle_logits: float
+    moves: float  # of how far a part moved, relative
 
 
 ALLOWED = {
-    "transformer": Allowed((2e-6, 1e-5, 2e-4, 4e-3), 3e-5, 1e-4, 1e-5, 2e-4),
+    "transformer": Allowed((2e-6, 1e-5, 2e-4, 4e-3), 5e-2, 3e-5, 1e-4, (1e-5,) * 4, 2e-4, 2e-2),
     # with other kernels the released code itself moves by 2e-4, 3e-4 and 4e-3 in steps 1 to 3 and
     # by 1.4e-3 in the last logits of the gentle run
-    "ResNet": Allowed((2e-6, 1e-3, 1e-3, 1e-2), 4e-3, 3e-3, 2e-4, 3e-3),
+    "ResNet": Allowed((2e-6, 1e-3, 1e-3, 1e-2), 1e-1, 4e-3, 3e-3, (2e-4,) * 4, 3e-3, 2e-2),
+    # where both towers train even 1e-6 is not gentle: there it moves by 9 % in the fourth loss
+    "tuned": Allowed(
+        (1e-5, 1e-2, 5e-2, 1e-1), 2.0, 4e-3, 3e-3, (1e-5, 1e-2, 1e-1, 2e-1), 3e-1, 1e-1
+    ),
 }
 
 
@@ -261,7 +263,8 @@ def compare_training(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[D
     from model.clip.resnet import ModifiedResNet
 
     is_resnet = isinstance(case.segmenter.encoder.clip.visual, ModifiedResNet)
-    allowed = ALLOWED["ResNet" if is_resnet else "transformer"]
+    kind = "tuned" if case.segmenter.encoder.clip.tuned else "ResNet"
+    allowed = ALLOWED[kind if is_resnet else "transformer"]
     masks = [key.removesuffix("_mask") for key in golden if key.endswith("_mask")]
     for number, mask in enumerate(masks):
         pixels = torch.from_numpy(golden[f"{mask}_mask"]) * 255
@@ -278,12 +281,14 @@ def compare_training(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[D
         losses, logits, moves = train(case, pixels, rate, golden)
         pairs = zip(losses, golden[f"{run}_losses"].tolist(), strict=True)
         for step, (ours, theirs) in enumerate(pairs):
-            limit = allowed.gentle_loss if run == "gentle" else allowed.losses[step]
+            limit = (allowed.gentle_losses if run == "gentle" else allowed.losses)[step]
             yield Difference(f"{run}: loss {step} at {rate:.0e}", abs(ours / theirs - 1), limit)
-        limit = allowed.gentle_logits if run == "gentle" else WILD_LOGITS
+        limit = allowed.gentle_logits if run == "gentle" else allowed.logits
         value = in_deviations(logits, golden[f"{run}_logits"])
         yield Difference(f"{run}: logits after four steps", value, limit)
-        yield from compare_parts(f"{run}: move of", moves, golden[f"{run}_part_moves"], MOVES)
+        yield from compare_parts(
+            f"{run}: move of", moves, golden[f"{run}_part_moves"], allowed.moves
+        )
 
 
 def compare_gradients(
