@@ -140,6 +140,7 @@ def test_bridger_of_every_resnet_has_the_released_heads(path: Path) -> None:
 
 
 def test_a_base_may_have_a_base(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
     write(tmp_path, "train: {lr: 1e-3, epochs: 7}\ndata: {workers: 1}", "base.yaml")
     write(tmp_path / "sub", "base: ../base.yaml\ntrain: {epochs: 8}", "base.yaml")
     path = write(tmp_path / "sub", "base: base.yaml\ntrain: {seed: 3}")
