@@ -1,4 +1,4 @@
-"""What released code computed, and that a difference is seen."""
+"""Masks and scores of the released code, and that the tool reports what differs."""
 
 from collections.abc import Iterator
 from pathlib import Path
