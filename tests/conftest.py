@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from model import Segmenter, build_segmenter
 from model.clip import CLIP, Sizes, to_openai
 from utils.config import Config
+
+# no deadlines: a slow machine is no fault of the code
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
 IMAGE_SIZE = 64
