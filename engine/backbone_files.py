@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.clip import BACKBONES, sha256_of
+from model.backbones import BACKBONES, sha256_of
 from utils.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from model import build_segmenter
-from model.clip.norm import FrozenNorm
+from model.backbones.norm import FrozenNorm
 from utils.config import Config
 
 

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from engine.pictures import overlay
 from utils.logging import write_bytes
+from utils.pictures import overlay
 
 INDEX = "predictions.json"
 LONGEST = 120  # bytes of a folder's name; file systems take 255

@@ -19,7 +19,7 @@ from engine.parameters import count
 from engine.provenance import describe_code
 from engine.resume import State, load_state
 from engine.run import is_finished
-from model.clip import sha256_of
+from model.backbones import sha256_of
 from utils.config import Config, load_config
 from utils.logging import write_text
 

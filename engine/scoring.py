@@ -13,16 +13,16 @@ from engine.checkpoint import load_segmenter, read_config, read_metadata, senten
 from engine.data import open_tests
 from engine.evaluator import Result, describe_protocol, evaluate_by, find_masks
 from engine.metrics import Record
-from engine.pictures import Case, contact_sheet, write_image
 from engine.precision import scoring_precision, store_for_inference
 from engine.protocols import PROTOCOLS
 from engine.provenance import provenance
 from model import Segmenter
-from model.clip import sha256_of
+from model.backbones import sha256_of
 from utils.config import Config
 from utils.data.dataset import ReferDataset
 from utils.distributed import Processes
 from utils.logging import write_json_lines, write_text
+from utils.pictures import Case, contact_sheet, write_image
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model import Segmenter
-from model.clip import CLIP
+from model.backbones import CLIP
 
 Key = tuple[str, str, str, torch.dtype, torch.Size]  # SHA-256 of the file, device, name, kind
 

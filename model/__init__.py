@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from model.adapters import ADAPTERS
-from model.bridges import BRIDGES
-from model.clip import (
+from model.backbones import (
     CLIP,
     agree,
     load_weights,
@@ -19,7 +18,8 @@ from model.clip import (
     sizes_of_name,
     sizes_of_state,
 )
-from model.clip.norm import FrozenNorm
+from model.backbones.norm import FrozenNorm
+from model.bridges import BRIDGES
 from model.decoder import Decoder
 from model.encoder import Encoder
 from model.segmenter import Segmenter

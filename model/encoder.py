@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from model.backbones.blocks import STAGE_ENDS, STEPS, Features, Hidden
+from model.backbones.clip import CLIP
 from model.bridges import Bridge
-from model.clip.clip import CLIP
-from model.clip.common import STAGE_ENDS, STEPS, Features, Hidden
 
 
 class Seen(NamedTuple):

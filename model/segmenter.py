@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from model.clip.resnet import ModifiedResNet
+from model.backbones.resnet import ModifiedResNet
 from model.decoder import Decoder
 from model.encoder import Encoder, Seen
 from model.side import Side

@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 
 from model import Segmenter, build_segmenter
-from model.clip import CLIP, Sizes, to_openai
+from model.backbones import CLIP, Sizes, to_openai
 from utils.config import Config
 
 # no deadlines: a slow machine is no fault of the code

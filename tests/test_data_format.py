@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.demo.writer import write_demo
 from utils.data.masks import decode_mask
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
 from utils.data.store import FORMAT, ReferStore, open_store
+from utils.demo.writer import write_demo
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/data-format.md").read_text(encoding="utf-8")

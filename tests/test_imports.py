@@ -1,4 +1,4 @@
-"""Imports point down: scripts -> engine -> model -> its parts -> model.clip; utils stands alone."""
+"""Imports point down: scripts, engine, model, its parts, model.backbones; utils stands alone."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -8,12 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = {"model.adapters", "model.bridges", "model.side", "model.decoder"}
-MODEL = {"model", "model.clip"} | PARTS
+MODEL = {"model", "model.backbones"} | PARTS
 BELOW_SCRIPTS = {"engine", "utils"} | MODEL
 # What each group may import besides itself; a module belongs to its longest prefix.
 ALLOWED: dict[str, set[str]] = {
-    "model.clip": set(),
-    **{part: {"model.clip"} for part in PARTS},
+    "model.backbones": set(),
+    **{part: {"model.backbones"} for part in PARTS},
     "model": MODEL,
     "utils": set(),
     "engine": {"utils"} | MODEL,
@@ -88,10 +88,10 @@ def test_the_project_is_read_whole() -> None:
         ("engine.trainer", "from tools.train_demo import main"),
         ("model.segmenter", "from utils.config import ModelConfig"),
         ("model.segmenter", "from engine import trainer"),
-        ("model.clip.vit", "from model.adapters.lora import Lora"),
-        ("model.clip.vit", "from model import adapters"),
-        ("model.clip.vit", "from .. import adapters"),
-        ("model.clip.vit", "from ..adapters import lora"),
+        ("model.backbones.vit", "from model.adapters.lora import Lora"),
+        ("model.backbones.vit", "from model import adapters"),
+        ("model.backbones.vit", "from .. import adapters"),
+        ("model.backbones.vit", "from ..adapters import lora"),
         ("model.adapters.__init__", "from model.bridges import bridger"),
         ("model.adapters.lora", "from model import bridges"),
         ("model.bridges.bridger", "import model.adapters.lora"),
@@ -102,7 +102,7 @@ def test_the_project_is_read_whole() -> None:
     ],
 )
 def test_wrong_imports_are_found(module: str, source: str) -> None:
-    packages = ("model", "model.clip", "model.adapters", "model.bridges", "engine")
+    packages = ("model", "model.backbones", "model.adapters", "model.bridges", "engine")
     sources = {f"{package}.__init__": "" for package in packages} | {module: source}
     assert len(violations(sources)) == 1
 
@@ -113,9 +113,15 @@ def test_wrong_imports_are_found(module: str, source: str) -> None:
         ("train", "import engine.trainer, utils.config"),
         ("tools.parameters", "from model import build_segmenter"),
         ("engine.trainer", "from model.loss import loss\nfrom utils.logging import progress"),
-        ("model.__init__", "from .adapters import ADAPTERS\nfrom model.clip.load import load"),
-        ("model.adapters.lora", "from model.clip.common import Residual\nfrom . import ADAPTERS"),
-        ("model.clip.vit", "import torch\nfrom .common import Residual\nfrom torch import nn"),
+        (
+            "model.__init__",
+            "from .adapters import ADAPTERS\nfrom model.backbones.vit import V",
+        ),
+        (
+            "model.adapters.lora",
+            "from model.backbones.vit import V\nfrom . import ADAPTERS",
+        ),
+        ("model.backbones.vit", "import torch\nfrom .common import Residual\nfrom torch import nn"),
         ("utils.data.store", "import lmdb\nfrom utils.data import refer"),
     ],
 )

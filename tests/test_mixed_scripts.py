@@ -16,12 +16,12 @@ from engine.data import open_tests, open_training
 from engine.evaluator import predict_logits
 from engine.prediction import load
 from utils.config import load_config
-from utils.data.demo.writer import write_demo
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
-from utils.data.refer_files import read_refs
 from utils.data.store import ReferStore
 from utils.data.transforms import restore_logits
+from utils.demo.writer import write_demo
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
+from utils.prepare.refer_files import read_refs
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)

@@ -21,9 +21,9 @@ from engine.checkpoint import read_metadata
 from engine.data import open_split
 from engine.metrics import Record, metrics_from_records
 from utils.config import Config, load_config
-from utils.data.demo.writer import write_demo
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
+from utils.demo.writer import write_demo
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)

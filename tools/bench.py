@@ -14,8 +14,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from engine.bench.cases import CONFIGS, choose, describe_cases, list_cases  # noqa: E402
-from engine.bench.yardstick import MACHINE  # noqa: E402
+from tools.benchmark.cases import CONFIGS, choose, describe_cases, list_cases  # noqa: E402
+from tools.benchmark.yardstick import MACHINE  # noqa: E402
 
 EXAMPLE = """examples:
   python tools/bench.py --json bench.json
@@ -138,9 +138,9 @@ def inside(config: str) -> str:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Run the cases, print the table, keep the file."""
-    from engine.bench.driver import Driver, Plan
-    from engine.bench.summary import results_of
-    from engine.bench.tables import last_line, to_table
+    from tools.benchmark.driver import Driver, Plan
+    from tools.benchmark.summary import results_of
+    from tools.benchmark.tables import last_line, to_table
     from utils.logging import write_text
 
     cases = list_cases([inside(config) for config in arguments.config])
@@ -177,8 +177,8 @@ def measure(arguments: argparse.Namespace) -> int:
 
 def compare_files(first: Path, second: Path) -> int:
     """Print how many times better the second file's figures are."""
-    from engine.bench.summary import read_results
-    from engine.bench.tables import compare, differences_in_kind
+    from tools.benchmark.summary import read_results
+    from tools.benchmark.tables import compare, differences_in_kind
 
     results = [read_results(path) for path in (first, second)]
     print(f"A: {first}\nB: {second}\nratios are A / B: above 1, B is better\n")

@@ -33,9 +33,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(source: str, config_path: str, output: Path, overrides: list[str]) -> None:
     from engine.checkpoint import save_checkpoint
-    from engine.released import load_released, read_released
     from model import build_segmenter
-    from model.clip import sha256_of
+    from model.backbones import sha256_of
+    from tools.released import load_released, read_released
     from utils.config import load_config
 
     config = load_config(config_path, overrides)

@@ -74,21 +74,21 @@ def choose_checkpoints(given: Sequence[Path] | None) -> dict[str, Path]:
 
 def show(arguments: argparse.Namespace) -> None:
     """Serve the page until the process is told to end; ``ValueError`` for a user's mistake."""
-    from engine.page.examples import draw_examples, read_examples
-    from engine.page.server import LOOPBACK, application, listen, private_folder, serve
-    from engine.page.uploads import MOST_BYTES
+    from tools.page.examples import draw_examples, read_examples
+    from tools.page.server import LOOPBACK, application, listen, private_folder, serve
+    from tools.page.uploads import MOST_BYTES
 
     paths = choose_checkpoints(arguments.checkpoint)
     examples = read_examples(arguments.examples) if arguments.examples else draw_examples()
     with private_folder(), listen(arguments.host, arguments.port) as listener:
         try:
-            from engine.page.app import appearance, build
+            from tools.page.app import appearance, build
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"the page needs {error.name}; get it with `pip install -r requirements-demo.txt`"
             ) from None
-        from engine.page.handlers import Handlers
         from engine.prediction import load
+        from tools.page.handlers import Handlers
 
         predictors = {name: load(path, device=arguments.device) for name, path in paths.items()}
         for name, predictor in predictors.items():

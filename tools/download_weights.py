@@ -55,7 +55,7 @@ def _known_name(text: str) -> str:
 
 
 def _fetch(name: str, arguments: argparse.Namespace) -> None:
-    from utils.download import DownloadError, download, file_sha256
+    from utils.prepare.download import DownloadError, download, file_sha256
 
     path = arguments.root / file_name(name)
     if path.exists():

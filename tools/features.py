@@ -45,11 +45,11 @@ def main(argv: list[str] | None = None) -> int:
         if output.suffix != ".png":
             raise ValueError(f"--output {output} should end in .png")
         from engine.checkpoint import choose_config, load_segmenter
-        from engine.feature_sheet import draw
-        from engine.features import look
         from engine.picture_files import read_image
-        from engine.pictures import write_image
+        from tools.feature_maps import look
+        from tools.feature_sheet import draw
         from utils.distributed import start_processes
+        from utils.pictures import write_image
 
         image = read_image(arguments.image)
         config = choose_config(arguments.checkpoint, arguments.config, arguments.opts)

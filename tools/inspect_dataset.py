@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT))
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.reference_sheet import Reference
-    from utils.data.statistics import Statistics
+    from tools.dataset_statistics import Statistics
+    from tools.reference_sheet import Reference
     from utils.data.store import ReferStore
 
 EXAMPLE = """example:
@@ -27,8 +27,8 @@ WORDS_A_ROW = 5
 
 def report(header: dict[str, Any], split: str, statistics: "Statistics", phrase: str) -> str:
     """All that is said of a split, a line for each kind of number."""
+    from tools.dataset_statistics import STOP_WORDS
     from utils.data.facts import LONG, SHORT
-    from utils.data.statistics import STOP_WORDS
 
     tokens = statistics.num_tokens
     over = ", ".join(f"{(tokens > limit).sum():,} longer than {limit}" for limit in (SHORT, LONG))
@@ -90,9 +90,9 @@ def references(
     store: "ReferStore", split: str, rows: "np.ndarray", phrase: str
 ) -> list["Reference"]:
     """What the contact sheet shows of the references in ``rows``."""
-    from engine.reference_sheet import Reference
+    from tools.dataset_statistics import says
+    from tools.reference_sheet import Reference
     from utils.data.masks import decode_mask
-    from utils.data.statistics import says
 
     found = []
     for row in rows.tolist():
@@ -122,8 +122,8 @@ def write_sheet(
     """Draw ``--sample`` references by ``--seed``, write their sheet, and return a line about it."""
     import numpy as np
 
-    from engine.pictures import write_image
-    from engine.reference_sheet import reference_sheet
+    from tools.reference_sheet import reference_sheet
+    from utils.pictures import write_image
 
     number = min(arguments.sample, len(statistics.rows))
     rng = np.random.default_rng(arguments.seed)
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         _check(arguments)
-        from utils.data.statistics import split_statistics
+        from tools.dataset_statistics import split_statistics
         from utils.data.store import ReferStore
 
         store = ReferStore(arguments.root, arguments.dataset)
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from utils.data.statistics import words_of
+    from tools.dataset_statistics import words_of
 
     if arguments.sentence and not words_of(arguments.sentence):
         raise ValueError(f"--sentence {arguments.sentence!r} has no word; give one or more")

@@ -168,8 +168,8 @@ class Case(NamedTuple):
 
     def reset(self) -> "Segmenter":
         """The model with the stand-in weights, dropout off."""
-        from engine.released import load_released
-        from model.clip.attention import Attention, Dropout
+        from model.backbones.attention import Attention, Dropout
+        from tools.released import load_released
 
         load_released(self.segmenter, self.released, "stand-in weights")
         for module in self.segmenter.modules():
@@ -258,7 +258,7 @@ def compare_training(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[D
     """Four steps of Adam from the stand-in weights, for each mask that the file has."""
     import torch
 
-    from model.clip.resnet import ModifiedResNet
+    from model.backbones.resnet import ModifiedResNet
 
     is_resnet = isinstance(case.segmenter.encoder.clip.visual, ModifiedResNet)
     kind = "tuned" if case.segmenter.encoder.clip.tuned else "ResNet"
@@ -366,7 +366,7 @@ def compare_parts(
 
 def released_norms(case: Case, norms: Mapping[str, float]) -> dict[str, float]:
     """2-norms by our names -> by released names, where one tensor is several of ours."""
-    from engine.released import names_of
+    from tools.released import names_of
 
     squares: dict[str, float] = {}
     for key, names in names_of(case.segmenter, case.released).items():

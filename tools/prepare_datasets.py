@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
-    from utils.data.survey import Item
+    from utils.prepare.survey import Item
 
 EXAMPLE = """examples:
   python tools/prepare_datasets.py --dataset demo
@@ -140,8 +140,8 @@ def prepare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
         ValueError: something is missing, damaged or not as published, or the disk is too full.
     """
-    from utils.data.provision import find_or_fetch
     from utils.logging import start_logging
+    from utils.prepare.provision import find_or_fetch
 
     check_options(arguments)
     start_logging()
@@ -158,9 +158,9 @@ def prepare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def own_item(arguments: argparse.Namespace) -> "Item":
     """The user's own data."""
-    from utils.data.custom import jsonl_source, lists_source
-    from utils.data.packing import packed_header
-    from utils.data.survey import Item, describe_own
+    from utils.prepare.custom import jsonl_source, lists_source
+    from utils.prepare.packing import packed_header
+    from utils.prepare.survey import Item, describe_own
 
     path, options = arguments.custom, {"images": arguments.images, "name": arguments.name}
     if path.is_dir():
@@ -173,10 +173,10 @@ def own_item(arguments: argparse.Namespace) -> "Item":
 
 def demo_item(arguments: argparse.Namespace) -> "Item":
     """The demo, generated if it is not there."""
-    from utils.data.demo.writer import write_demo
-    from utils.data.packing import packed_header
-    from utils.data.refer import refer_source
-    from utils.data.survey import Item
+    from utils.demo.writer import write_demo
+    from utils.prepare.packing import packed_header
+    from utils.prepare.refer import refer_source
+    from utils.prepare.survey import Item
 
     source = refer_source(arguments.root, "demo")
     header = None if arguments.force else packed_header(arguments.root, source)
@@ -192,8 +192,8 @@ def demo_item(arguments: argparse.Namespace) -> "Item":
 def pack(item: "Item", arguments: argparse.Namespace) -> dict[str, Any]:
     """Pack a data set unless that is done, what is asked for beside it, and return its header."""
     from utils.data.absent import store_path
-    from utils.data.packing import pack_dataset, verify_dataset
     from utils.data.pixels import pack_pixels
+    from utils.prepare.packing import pack_dataset, verify_dataset
 
     root, (source, header) = arguments.root, item
     name, path = source.dataset, store_path(root, source.dataset)
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; give the same command again and it goes on from here", file=sys.stderr)
         return 130
-    from utils.data.summary import summarise
+    from utils.prepare.summary import summarise
 
     print(summarise(arguments.root, headers))
     return 0

@@ -49,7 +49,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = vars(parse_arguments(argv))
-    from engine.pretraining import Pretraining, pretrain
+    from tools.pretraining import Pretraining, pretrain
 
     arguments["output"] = arguments["output"] or ROOT / "pretrain" / f"{arguments['name']}.pt"
     arguments["output"].parent.mkdir(parents=True, exist_ok=True)

@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{len(folders)} runs are too many side by side; name one or two")
         if arguments.gallery < 0:
             raise ValueError(f"--gallery {arguments.gallery} should be 0 or more")
-        from engine.report.page import make_page
-        from engine.report.runs import read_runs
+        from tools.reporting.page import make_page
+        from tools.reporting.runs import read_runs
         from utils.distributed import start_processes
         from utils.logging import check_output, write_text
 

@@ -43,7 +43,7 @@ class Limit(NamedTuple):
 
 def run(folder: Path, num_images: int, *, seed: int = 0) -> dict[str, Any]:
     """Write files into an empty ``folder``, pack and open them; all that was measured."""
-    from utils.data.bulk import write_bulk
+    from tools.bulk import write_bulk
 
     _check_space(folder, num_images)
     shows_progress = sys.stderr.isatty()
@@ -85,8 +85,8 @@ def _send(sender: Connection, function: Callable[..., dict[str, Any]], arguments
 
 def pack(root: Path, shows_progress: bool) -> dict[str, Any]:
     """Pack what ``write_bulk`` wrote in ``root``."""
-    from utils.data.packing import pack_dataset
-    from utils.data.refer import refer_source
+    from utils.prepare.packing import pack_dataset
+    from utils.prepare.refer import refer_source
 
     began = time.perf_counter()
     source = refer_source(root, "refcoco")
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from utils.data.bulk import LEAST_IMAGES, NUM_IMAGES
+    from tools.bulk import LEAST_IMAGES, NUM_IMAGES
     from utils.memory import is_known
 
     if not is_known():

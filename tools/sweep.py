@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
-    from engine.job import Job
-    from engine.sweep import Outcome, Slot
-    from engine.sweep_config import SweepConfig
+    from tools.study.job import Job
+    from tools.study.sweep import Outcome, Slot
+    from tools.study.sweep_config import SweepConfig
 
 EXAMPLE = """examples:
   python tools/sweep.py sweeps/demo.yaml --dry-run
@@ -56,8 +56,8 @@ def describe(jobs: Sequence["Job"]) -> str:
 
 def run_sweep(sweep: "SweepConfig", jobs: Sequence["Job"], command: str) -> int:
     """Do what is not done yet, then compare; ``command`` goes on with it. Return the exit code."""
-    from engine.commands import Commands
-    from engine.sweep import alone_in, compare, open_slots, precisions, run_jobs
+    from tools.commands import Commands
+    from tools.study.sweep import alone_in, compare, open_slots, precisions, run_jobs
 
     with alone_in(Path(sweep.folder)):
         runs = {job.name: run for job in jobs if (run := job.finished())}
@@ -141,8 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     os.chdir(ROOT)  # configs name weights and data from there
     spec = spec.relative_to(ROOT) if spec.is_relative_to(ROOT) else spec
     try:
-        from engine.job import plan
-        from engine.sweep_config import load_sweep
+        from tools.study.job import plan
+        from tools.study.sweep_config import load_sweep
 
         sweep = load_sweep(spec)
         jobs = plan(sweep, spec)

@@ -38,8 +38,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        from engine.published import read_tables
-        from engine.tables import read_records, write_page
+        from tools.study.published import read_tables
+        from tools.study.tables import read_records, write_page
         from utils.logging import check_output, write_text
 
         if arguments.write is not None:

@@ -81,7 +81,7 @@ def run_demo(
 
 def run_command(words: Sequence[str]) -> None:
     """Show a command of ours, run it and wait for it; ``CommandError`` if it fails."""
-    from engine.commands import Commands
+    from tools.commands import Commands
 
     command = shlex.join(["python", *words])
     print(f"\n$ {command}", flush=True)
@@ -167,7 +167,7 @@ def _sentences(
 ) -> Iterator[tuple[dict[str, Any], tuple[int, str], dict[int, Any]]]:
     """Every reference and sentence of ``split`` with the masks (RLE) of its picture's objects."""
     from utils.data.masks import encode_mask
-    from utils.data.refer import read_instances, refer_source
+    from utils.prepare.refer import read_instances, refer_source
 
     source = refer_source(root, "demo")
     instances = read_instances(source.files[1])

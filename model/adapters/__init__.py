@@ -2,8 +2,8 @@
 
 An adapter is a function ``add_name(clip, *, options) -> None`` that edits the towers once, after
 they are frozen: it fills the ``shortcut`` or ``after`` slot of their residual sums
-(:func:`model.clip.common.fill`) or puts a subclass in a plain layer's place
-(:func:`model.clip.common.exchange`).
+(:func:`model.backbones.blocks.fill`) or puts a subclass in a plain layer's place
+(:func:`model.backbones.blocks.exchange`).
 """
 
 from collections.abc import Callable

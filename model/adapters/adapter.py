@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from model.clip.clip import CLIP
-from model.clip.common import exchange, fill
+from model.backbones.blocks import exchange, fill
+from model.backbones.clip import CLIP
 
 from .common import (
     TunedNorm,

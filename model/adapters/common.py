@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.clip.clip import CLIP
-from model.clip.resnet import Bottleneck
+from model.backbones.clip import CLIP
+from model.backbones.resnet import Bottleneck
 
 TOWERS = {"both": ("visual", "text"), "image": ("visual",), "text": ("text",)}
 

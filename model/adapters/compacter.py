@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.clip.clip import CLIP
-from model.clip.common import PreNorm, Residual, exchange, fill, to_map, to_tokens
+from model.backbones.blocks import PreNorm, Residual, exchange, fill, to_map, to_tokens
+from model.backbones.clip import CLIP
 
 from .common import TunedNorm, choose_towers, narrow
 

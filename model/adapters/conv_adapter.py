@@ -7,8 +7,8 @@ place "convolution parallel".
 
 from torch import Tensor, nn
 
-from model.clip.clip import CLIP
-from model.clip.common import exchange, fill
+from model.backbones.blocks import exchange, fill
+from model.backbones.clip import CLIP
 
 from .adapter import Adapter
 from .common import bottleneck, bottlenecks_of, narrow, pointwise

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.clip.attention import Attention
-from model.clip.clip import CLIP
-from model.clip.common import exchange
-from model.clip.eva import RotaryAttention
+from model.backbones.attention import Attention
+from model.backbones.blocks import exchange
+from model.backbones.clip import CLIP
+from model.backbones.eva import RotaryAttention
 
 from .common import choose_towers
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from model.clip.clip import CLIP
-from model.clip.common import PreNorm, fill
+from model.backbones.blocks import PreNorm, fill
+from model.backbones.clip import CLIP
 
 from .common import choose_towers
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from model.clip.common import Hidden
+from model.backbones.blocks import Hidden
 
 from .bridger import Bridger
 from .coop import Context

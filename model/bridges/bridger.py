@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from model.clip.attention import Attention, Dropout
-from model.clip.clip import CLIP
-from model.clip.common import STAGE_ENDS, Hidden, to_map, to_tokens
+from model.backbones.attention import Attention, Dropout
+from model.backbones.blocks import STAGE_ENDS, Hidden, to_map, to_tokens
+from model.backbones.clip import CLIP
 
 from .zoom import ZOOMS, grids
 

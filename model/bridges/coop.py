@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from model.clip.clip import CLIP
-from model.clip.common import STEPS, Hidden
+from model.backbones.blocks import STEPS, Hidden
+from model.backbones.clip import CLIP
 
 
 class Context(nn.Module):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.clip.clip import CLIP
-from model.clip.common import STEPS, Hidden
+from model.backbones.blocks import STEPS, Hidden
+from model.backbones.clip import CLIP
 
 DIRECTIONS = ("both", "image", "text")
 REFRESH = ("block", "once")

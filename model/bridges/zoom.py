@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from model.clip.clip import CLIP
-from model.clip.common import to_map, to_tokens, zoom
+from model.backbones.blocks import to_map, to_tokens, zoom
+from model.backbones.clip import CLIP
 
 HIDDEN = 64  # of ``mlp``, over positions
 

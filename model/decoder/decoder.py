@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.clip.attention import Attention, Dropout
-from model.clip.clip import CLIP
-from model.clip.common import Features, sine, sine_grid, to_map, to_tokens
+from model.backbones.attention import Attention, Dropout
+from model.backbones.blocks import Features, sine, sine_grid, to_map, to_tokens
+from model.backbones.clip import CLIP
 
 from .necks import make_neck, norm_relu
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.clip.attention import initialize_projection
-from model.clip.clip import CLIP
-from model.clip.common import zoom
+from model.backbones.attention import initialize_projection
+from model.backbones.blocks import zoom
+from model.backbones.clip import CLIP
 
 
 def make_neck(

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from model.clip.common import Features
+from model.backbones.blocks import Features
 
 from .gst import GlobalShortcut
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.clip.clip import CLIP
-from model.clip.common import STEPS, Block, Features, to_map, to_tokens
+from model.backbones.blocks import STEPS, Block, Features, to_map, to_tokens
+from model.backbones.clip import CLIP
 
 BOTTLENECK = 32  # between the joint space and the side network, as in the intertwining
 

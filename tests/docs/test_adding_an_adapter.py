@@ -21,9 +21,9 @@ from engine.parameters import count
 from model.adapters import ADAPTERS
 from model.loss import text_to_pixel_loss
 from utils.config import load_config
-from utils.data.demo.writer import write_demo
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
+from utils.demo.writer import write_demo
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
 
 PAGE = "docs/adding-an-adapter.md"
 SOURCE, IMPORT, ENTRY = (block.text for block in blocks(PAGE, "python"))

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pages import PAGES, ROOT, Block, blocks, prose, script_of
 
 from utils.config import load_config
-from utils.data.demo import writer
+from utils.demo import writer
 
 torch.set_num_threads(1)
 LANGUAGES = {"console", "text", "python", "yaml", "bash", "bibtex"}
@@ -131,8 +131,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
     @cache
     def pack() -> Path:
-        from utils.data.packing import pack_dataset
-        from utils.data.refer import refer_source
+        from utils.prepare.packing import pack_dataset
+        from utils.prepare.refer import refer_source
 
         root = tmp_path_factory.mktemp("datasets")
         write_small_demo(root / "demo")

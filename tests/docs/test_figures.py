@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pages import ROOT, read, table
 
 from engine.comparison import caveats, group_runs, to_markdown
-from engine.job import plan
 from engine.parameters import count
-from engine.published import read_tables
-from engine.sweep_config import load_sweep
+from tools.study.job import plan
+from tools.study.published import read_tables
+from tools.study.sweep_config import load_sweep
 from utils.config import load_config
 from utils.data.facts import DATASETS
 

@@ -7,15 +7,15 @@ import cv2
 import pytest
 import torch
 
-from engine.bench import machine, project
-from engine.bench.cases import Case
-from engine.bench.driver import Driver, Plan
-from engine.bench.profiling import GROUPS, group_of
-from engine.bench.samples import SIZE, photograph
-from engine.bench.serving import WARM_UPS, serve
-from engine.bench.task import Task
-from engine.bench.training import timed_parts
 from engine.precision import resolve_precision
+from tools.benchmark import machine, project
+from tools.benchmark.cases import Case
+from tools.benchmark.driver import Driver, Plan
+from tools.benchmark.profiling import GROUPS, group_of
+from tools.benchmark.samples import SIZE, photograph
+from tools.benchmark.serving import WARM_UPS, serve
+from tools.benchmark.task import Task
+from tools.benchmark.training import timed_parts
 from utils.data.transforms import Letterbox
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_every_case_answers_with_its_figures(
 ) -> None:
     monkeypatch.setattr(machine, "SIDE", 32)
     monkeypatch.setitem(WARM_UPS, "cpu", 0)
-    monkeypatch.setattr("engine.bench.end_to_end.IMAGES_A_SAMPLE", 2)
+    monkeypatch.setattr("tools.benchmark.end_to_end.IMAGES_A_SAMPLE", 2)
     threads = torch.get_num_threads()
     task = Task(
         name=kind, kind=kind, root=str(ROOT), config=DEMO, precision=FASTEST, device="cpu",
@@ -146,7 +146,7 @@ def test_photographs_take_as_many_bytes_as_those_of_coco() -> None:
 
 
 def test_a_worker_runs_the_code_of_another_checkout(tmp_path: Path) -> None:
-    """One without a bench: all but ``engine/bench`` is taken from there."""
+    """One without a bench: all but ``tools/benchmark`` is taken from there."""
     (tmp_path / "engine").mkdir()
     for path in [ROOT / "model", ROOT / "utils", ROOT / "config", *(ROOT / "engine").iterdir()]:
         if path.name != "bench":

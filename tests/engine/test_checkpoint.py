@@ -16,8 +16,8 @@ from engine.checkpoint import (
     save_checkpoint,
 )
 from model import Segmenter, build_segmenter
+from model.backbones import load
 from model.bridges import Bridger
-from model.clip import load
 from utils.config import Config
 
 Make = Callable[..., Any]

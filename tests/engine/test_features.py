@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from engine.checkpoint import save_checkpoint
-from engine.feature_sheet import WIDTH, draw
-from engine.features import PLAIN, attention_weights, look, recorded
 from model import Segmenter, build_clip, build_segmenter
-from model.clip import BACKBONES, sizes_of_name
-from model.clip.attention import Attention, split_heads
-from model.clip.common import STAGE_ENDS, STEPS, to_tokens
-from model.clip.eva import RotaryAttention
+from model.backbones import BACKBONES, sizes_of_name
+from model.backbones.attention import Attention, split_heads
+from model.backbones.blocks import STAGE_ENDS, STEPS, to_tokens
+from model.backbones.eva import RotaryAttention
 from model.side.gst import global_prior
 from tools import features as tool
+from tools.feature_maps import PLAIN, attention_weights, look, recorded
+from tools.feature_sheet import WIDTH, draw
 from utils.config import Config
 from utils.data.tokenizer import END, START, tokenize
 from utils.data.transforms import letterbox_image

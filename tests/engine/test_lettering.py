@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.lettering import lettering, wrap
+from utils.lettering import lettering, wrap
 
 SENTENCE = "the man on the left in the red shirt who holds an umbrella"
 

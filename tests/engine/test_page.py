@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from engine.checkpoint import save_checkpoint
-from engine.page import markup, uploads
-from engine.page.answers import MOST_SENTENCES, read_sentences
-from engine.page.examples import draw_examples, read_examples
-from engine.page.handlers import NOTHING, Handlers
-from engine.page.layers import COLOURS, SIDE, lay_over
-from engine.page.uploads import take_upload
 from engine.prediction import Predictor, load
 from model import build_segmenter
+from tools.page import markup, uploads
+from tools.page.answers import MOST_SENTENCES, read_sentences
+from tools.page.examples import draw_examples, read_examples
+from tools.page.handlers import NOTHING, Handlers
+from tools.page.layers import COLOURS, SIDE, lay_over
+from tools.page.uploads import take_upload
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 TEXTS = "a red star\n\n  the   ring "
@@ -167,7 +167,7 @@ def test_without_a_picture_or_an_answer(handlers: Handlers) -> None:
 def test_a_picture_that_would_fill_the_memory_with_masks(
     handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.page.answers.MOST_KEPT", 132 * 176)
+    monkeypatch.setattr("tools.page.answers.MOST_KEPT", 132 * 176)
     shown, *_ = handlers.take_example(0, 0.35)
     *_, problem = handlers.find(shown, TEXTS, "first", "second", 0.35)
     assert "2 sentences for 2 adapters are too much for a picture of 176 x 132 pixels" in problem

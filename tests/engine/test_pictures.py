@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from engine.pictures import TRUTH, Case, contact_sheet, overlay
-from engine.reference_sheet import OUTLINE, RING, SIDE, Reference, reference_sheet
+from tools.reference_sheet import OUTLINE, RING, SIDE, Reference, reference_sheet
+from utils.pictures import TRUTH, Case, contact_sheet, overlay
 
 GREY = np.full((60, 90, 3), 120, np.uint8)
 

@@ -13,10 +13,10 @@ from engine.update import GuardedAdam, Update
 from model import build_segmenter
 from utils.config import Config, load_config
 from utils.data.dataset import ReferDataset
-from utils.data.demo.writer import write_demo
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
+from utils.demo.writer import write_demo
 from utils.distributed import Processes
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
 
 ROOT = Path(__file__).parents[2]
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))

@@ -15,7 +15,7 @@ from engine.checkpoint import save_checkpoint
 from engine.prediction import Predictor, load
 from engine.sharing import num_bytes
 from model import build_segmenter
-from model.clip import sha256_of
+from model.backbones import sha256_of
 from utils.config import Config
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)

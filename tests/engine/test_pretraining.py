@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from engine import pretraining
-from engine.pretraining import Pretraining, competition_loss, expression_loss, pretrain
-from model.clip import read_weights, sizes_of_name, sizes_of_state
+from model.backbones import read_weights, sizes_of_name, sizes_of_state
+from tools.pretraining import Pretraining, competition_loss, expression_loss, pretrain
 from utils.logging import read_json_lines
 
 OWNER = torch.tensor([0, 0, 1])  # two expressions about the first image, one about the second

@@ -15,7 +15,7 @@ from engine.comparison import caveats, group_runs, read_runs
 from engine.evaluator import describe_protocol
 from engine.record import open_recording
 from engine.resume import load_state, save_state
-from model.clip import sha256_of
+from model.backbones import sha256_of
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[2]

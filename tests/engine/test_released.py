@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.released import load_released, read_released
 from model import build_segmenter
+from tools.released import load_released, read_released
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.checkpoint import load_segmenter, read_config
-from engine.released import load_released
 from model import Segmenter, build_segmenter
-from model.clip import BACKBONES, load, to_openai
+from model.backbones import BACKBONES, load, to_openai
 from tools import convert_checkpoint
+from tools.released import load_released
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[2]

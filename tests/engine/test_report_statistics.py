@@ -3,8 +3,8 @@
 import pytest
 
 from engine.metrics import Record
-from engine.report.drawing import line_chart
-from engine.report.statistics import (
+from tools.reporting.drawing import line_chart
+from tools.reporting.statistics import (
     bootstrap,
     bootstrap_difference,
     by_length,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model import Segmenter, build_segmenter
-from model.clip import BACKBONES, sizes_of_name
+from model.backbones import BACKBONES, sizes_of_name
 from utils.config import Config
 
 IMAGE_SIZE, MAX_WORDS = 64, 9

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.clip.common import sine, sine_grid
+from model.backbones.blocks import sine, sine_grid
 from model.decoder import coordinates
 from model.decoder.decoder import Projector
 from model.loss import make_target, text_to_pixel_loss

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from model.clip.common import STEPS
+from model.backbones.blocks import STEPS
 from model.segmenter import Segmenter
 
 BRIDGER = {"name": "bridger", "dim": 16, "heads": 4}

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.precision import store_for_inference, store_frozen
 from model import Segmenter
 from model.adapters import ADAPTERS
+from model.backbones.blocks import Features
 from model.bridges import BRIDGES
-from model.clip.common import Features
 from model.loss import text_to_pixel_loss
 from model.side import SIDES
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model import build_segmenter
-from model.clip.common import resize_positions
+from model.backbones.blocks import resize_positions
 from model.loss import text_to_pixel_loss
 
 BRIDGER = {"name": "bridger", "dim": 16, "heads": 4}

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from conftest import IMAGE_SIZE, MAX_WORDS, TINIES
 
 from model import build_segmenter
-from model.clip import BACKBONES
+from model.backbones import BACKBONES
 from model.loss import text_to_pixel_loss
 from utils.config import Config
 from utils.distributed import Processes, start_processes

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from engine.checkpoint import load_segmenter, read_config, save_checkpoint
-from engine.page.examples import draw_examples
-from engine.page.handlers import Handlers
-from engine.page.server import POLICY, application, listen, private_folder, server
 from engine.prediction import Predictor, load
+from tools.page.examples import draw_examples
+from tools.page.handlers import Handlers
+from tools.page.server import POLICY, application, listen, private_folder, server
 
 CHECKPOINT = Path(__file__).parents[2] / "pretrain/demo-etris.safetensors"
 MOST_BYTES = 300_000  # of an upload
@@ -57,7 +57,7 @@ def site(
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("served")))
         folder = stack.enter_context(private_folder())
         pytest.importorskip("gradio", reason="no gradio; pip install -r requirements-demo.txt")
-        from engine.page.app import appearance, build
+        from tools.page.app import appearance, build
 
         with listen("127.0.0.1", 0) as listener:
             site = Site(f"http://127.0.0.1:{listener.getsockname()[1]}", folder)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine.bench import driver
-from engine.bench.cases import Case, choose, list_cases
-from engine.bench.summary import paired_ratio, summarise
-from engine.bench.yardstick import is_reached, judge
 from tools.bench import main
+from tools.benchmark import driver
+from tools.benchmark.cases import Case, choose, list_cases
+from tools.benchmark.summary import paired_ratio, summarise
+from tools.benchmark.yardstick import is_reached, judge
 
 ROOT = Path(__file__).parents[2]
 DEMO = "config/demo/etris.yaml"

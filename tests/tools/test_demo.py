@@ -57,7 +57,7 @@ def test_without_gradio_one_sentence_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "engine.page.app", raising=False)
+    monkeypatch.delitem(sys.modules, "tools.page.app", raising=False)
     assert demo.main(["--port", "0"]) == 2
     assert capsys.readouterr().err == (
         "error: the page needs gradio; get it with `pip install -r requirements-demo.txt`\n"
@@ -148,7 +148,7 @@ def test_another_host_is_warned_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("engine.page.server.serve", lambda *_: None)
+    monkeypatch.setattr("tools.page.server.serve", lambda *_: None)
     words = ["--port", "0", "--checkpoint", str(demo.COMMITTED), "--device", "cpu"]
     assert demo.main([*words, "--host", "0.0.0.0"]) == 0
     assert "warning: --host 0.0.0.0: whoever reaches this machine" in capsys.readouterr().err

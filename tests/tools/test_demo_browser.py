@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.page.examples import draw_examples
-from engine.page.layers import COLOURS, SIDE
 from engine.prediction import Predictor
+from tools.page.examples import draw_examples
+from tools.page.layers import COLOURS, SIDE
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
 torch.set_num_threads(1)

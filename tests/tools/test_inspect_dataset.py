@@ -6,12 +6,12 @@ from pathlib import Path
 import cv2
 import pytest
 
+from tools.dataset_statistics import says
 from tools.inspect_dataset import main
-from utils.data.demo.writer import write_demo
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
-from utils.data.statistics import says
 from utils.data.store import ReferStore
+from utils.demo.writer import write_demo
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
 
 
 @pytest.fixture(scope="module")

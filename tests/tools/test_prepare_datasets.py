@@ -22,9 +22,9 @@ import pytest
 from tools.prepare_datasets import main
 from utils import download
 from utils.data import mirrors, packing
-from utils.data.demo import writer
-from utils.data.demo.writer import write_demo
 from utils.data.store import ReferStore
+from utils.demo import writer
+from utils.demo.writer import write_demo
 
 ROOT = Path(__file__).parents[2]
 

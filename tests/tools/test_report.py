@@ -17,13 +17,13 @@ from engine.checkpoint import save_checkpoint
 from engine.data import open_tests
 from engine.metrics import Record, metrics_from_records
 from model import build_segmenter
-from model.clip import sha256_of
+from model.backbones import sha256_of
 from tools import report
 from utils.config import Config
 from utils.data.dataset import ReferDataset
-from utils.data.demo.writer import write_demo
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
+from utils.demo.writer import write_demo
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
 
 EVIL = "<script>alert(1)</script> \"'&amp; {{ 7 * 7 }}"
 Run = Callable[..., Path]

@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from engine import precision
-from engine.commands import Commands
 from engine.signals import StopSignal
 from tools import sweep
+from tools.commands import Commands
 from utils.config import Config, load_config
 
 SCORES = {"frozen": 60.0, "etris": 70.0, "etris.32": 80.0, "frozen.x1": 50.0, "frozen.x2": 55.0}
@@ -371,8 +371,8 @@ def test_two_sweeps_do_not_share_a_folder(scripts, go, project: Path, capsys) ->
     [(None, "auto", "0 1 2"), ("5,7,9", "auto", "5 7 9"), ("5,7,9", 4, "5 7 9 5"), (None, 1, "0")],
 )
 def test_each_gpu_has_a_job(monkeypatch, visible, parallel, expected: str) -> None:
-    from engine.sweep import open_slots
-    from engine.sweep_config import SweepConfig
+    from tools.study.sweep import open_slots
+    from tools.study.sweep_config import SweepConfig
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -386,8 +386,8 @@ def test_each_gpu_has_a_job(monkeypatch, visible, parallel, expected: str) -> No
     ("parallel", "threads", "expected"), [("auto", 2, 3), ("auto", 9, 1), (2, 3, 2)]
 )
 def test_jobs_share_the_cores(monkeypatch, parallel, threads: int, expected: int) -> None:
-    from engine.sweep import open_slots
-    from engine.sweep_config import SweepConfig
+    from tools.study.sweep import open_slots
+    from tools.study.sweep_config import SweepConfig
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(7))
@@ -456,9 +456,9 @@ def run_here(self: Commands, words: list[str], **how: Any) -> int:
 # The tiny CLIP has no name, so that its file is read on the meta device to count its sizes.
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning")
 def test_with_the_real_scripts(tmp_path: Path, tiny_config, monkeypatch, capsys) -> None:
-    from utils.data.demo.writer import write_demo
-    from utils.data.packing import pack_dataset
-    from utils.data.refer import refer_source
+    from utils.demo.writer import write_demo
+    from utils.prepare.packing import pack_dataset
+    from utils.prepare.refer import refer_source
 
     write_demo(tmp_path / "datasets/demo", num_train_objects=8, num_test_objects=3)
     pack_dataset(tmp_path / "datasets", refer_source(tmp_path / "datasets", "demo"))

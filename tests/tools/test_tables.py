@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from engine.evaluator import describe_protocol
-from engine.published import PUBLISHED, read_tables
-from engine.tables import PREFACE
 from tools import tables
+from tools.study.published import PUBLISHED, read_tables
+from tools.study.tables import PREFACE
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[2]

@@ -166,7 +166,7 @@ def test_with_the_real_commands(
 ) -> None:
     from engine.checkpoint import save_checkpoint
     from model import build_segmenter
-    from utils.data.demo.writer import write_demo
+    from utils.demo.writer import write_demo
 
     monkeypatch.chdir(train_demo.ROOT)
     monkeypatch.setattr(train_demo, "run_command", run_here)

@@ -13,7 +13,7 @@ import pytest
 from loguru import logger
 
 from utils import download as module
-from utils.download import DownloadError, check_space, download, fetch
+from utils.prepare.download import DownloadError, check_space, download, fetch
 
 ROOT = Path(__file__).parents[2]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

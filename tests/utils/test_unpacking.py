@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from utils import download
-from utils.unpacking import unpack
+from utils.prepare.unpacking import unpack
 
 PATTERN = r"refs\(\w+\)\.p|instances\.json"
 FILES = {"refcoco/instances.json": b"{}" * 5000, "refcoco/refs(unc).p": bytes(range(256)) * 40}

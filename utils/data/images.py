@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from utils.data.aside import PLAN, Part, begin_part
 from utils.data.image_files import Mark, Size, read_images
 from utils.data.store import FORMAT, HEADER, open_store, raw_header, scan
 from utils.data.workers import Workers
+from utils.prepare.aside import PLAN, Part, begin_part
 
 CHECKSUM = "sha256/"  # key of an image's mark, before its name
 LONGEST_NAME = 511 - len(CHECKSUM)  # bytes; LMDB takes no longer key

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from utils.data.annotations import Entry
+from utils.prepare.annotations import Entry
 
 FARTHEST = 100_000  # pixels from the origin; pycocotools counts the points of an outline in ints
 _LONGEST_RUN = 7  # characters of a run length in compressed form, 5 bits each

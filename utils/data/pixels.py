@@ -16,11 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.absent import packing_command
-from utils.data.aside import alone_in, begin_part
 from utils.data.images import CHECKSUM
 from utils.data.store import HEADER, ReferStore, open_store, raw_header, readable
 from utils.data.transforms import Letterbox, resize_image
 from utils.data.workers import Workers, in_chunks
+from utils.prepare.aside import alone_in, begin_part
 
 FORMAT = 1
 CHUNK_IMAGES = 32  # 12 MB at 416 x 416

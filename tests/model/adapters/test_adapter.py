@@ -8,8 +8,8 @@ from torch import nn
 
 from model.adapters.adapter import AdaptedConv, Adapter
 from model.adapters.common import TunedNorm
-from model.clip.common import PreNorm
-from model.clip.resnet import Bottleneck
+from model.backbones.blocks import PreNorm
+from model.backbones.resnet import Bottleneck
 
 ADAPTER = {"name": "adapter"}
 

@@ -8,7 +8,7 @@ import torch
 
 from model.adapters.common import TunedNorm
 from model.adapters.compacter import Compacter, Hypercomplex, MapCompacter, SlowWeights
-from model.clip.common import PreNorm, Residual
+from model.backbones.blocks import PreNorm, Residual
 
 ADAPTER = {"name": "compacter"}
 

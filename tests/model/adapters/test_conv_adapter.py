@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model.adapters.conv_adapter import ConvAdapter, ConvBesideConv
-from model.clip.resnet import Bottleneck
+from model.backbones.resnet import Bottleneck
 
 ADAPTER = {"name": "conv_adapter"}
 

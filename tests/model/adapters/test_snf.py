@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.adapters.snf import Flow, add_snf
-from model.clip.common import PreNorm
+from model.backbones.blocks import PreNorm
 
 SNF = {"name": "snf", "length": 4}
 

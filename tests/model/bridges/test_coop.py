@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model import Segmenter
-from model.clip.common import STEPS, Features
+from model.backbones.blocks import STEPS, Features
 from model.loss import text_to_pixel_loss
 
 COOP = {"name": "coop", "tokens": 3}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from model import Segmenter
+from model.backbones import CLIP, sizes_of_name
+from model.backbones.blocks import STEPS, Features, Hidden
 from model.bridges.intertwine import Intertwine
-from model.clip import CLIP, sizes_of_name
-from model.clip.common import STEPS, Features, Hidden
 
 INTERTWINE = {"name": "intertwine", "dim": 8}
 VARIANTS = [

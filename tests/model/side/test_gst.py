@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.checkpoint import load_segmenter, read_config, save_checkpoint
 from model import Segmenter
-from model.clip import BACKBONES, CLIP
+from model.backbones import BACKBONES, CLIP
 from model.loss import text_to_pixel_loss
 from model.side.gst import GlobalShortcut, Module, global_prior
 from utils.config import Config

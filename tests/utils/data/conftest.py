@@ -9,12 +9,12 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from utils.data.annotations import Source
-from utils.data.demo.writer import write_demo
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
-from utils.data.refer_files import read_refs
 from utils.data.store import close_store
+from utils.demo.writer import write_demo
+from utils.prepare.annotations import Source
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
+from utils.prepare.refer_files import read_refs
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from utils.data.bulk import IMAGES, NUM_ANNOTATIONS, plan_images, write_bulk
+from tools.bulk import IMAGES, NUM_ANNOTATIONS, plan_images, write_bulk
 from utils.data.facts import DATASETS
-from utils.data.refer import read_instances, read_refs
+from utils.prepare.refer import read_instances, read_refs
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils.data.dataset import ReferDataset
-from utils.data.packing import pack_dataset
 from utils.data.store import ReferStore, close_store, store_path
 from utils.data.tokenizer import tokenize
 from utils.data.transforms import restore_logits
+from utils.prepare.packing import pack_dataset
 
 SIZE = 96
 ROOT = Path(__file__).parents[3]

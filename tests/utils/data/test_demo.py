@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.data.demo import (
+from utils.demo import (
     COLOURS,
     KINDS,
     STYLES,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.data.locate import Located, locate
+from utils.prepare.locate import Located, locate
 
 NAME = "COCO_train2014_000000000009.jpg"
 

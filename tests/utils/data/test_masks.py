@@ -18,8 +18,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from utils.data.annotations import Entry
 from utils.data.masks import check_segmentation, decode_mask, encode_mask, mask_areas, to_record
+from utils.prepare.annotations import Entry
 
 ROOT = Path(__file__).parents[3]
 H, W = 20, 30

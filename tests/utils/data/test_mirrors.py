@@ -14,7 +14,7 @@ from loguru import logger
 from utils import download
 from utils.data import mirrors
 from utils.data.facts import DATASETS, REFCOCO
-from utils.data.mirrors import ARCHIVES, archive_path, bytes_to_fetch, obtain
+from utils.prepare.mirrors import ARCHIVES, archive_path, bytes_to_fetch, obtain
 
 
 def zipped(files: dict[str, bytes]) -> bytes:

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from utils.data.dataset import ReferDataset
 from utils.data.mixture import MixedDataset, open_mixture
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
-from utils.data.refer_files import read_refs
 from utils.data.store import ReferStore
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
+from utils.prepare.refer_files import read_refs
 
 SIZE = 32
 OPTIONS = {"image_size": SIZE, "length": 22, "seed": 5}

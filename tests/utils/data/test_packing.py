@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from utils.data import aside, images, records
-from utils.data.annotations import Entry, Source
 from utils.data.facts import SplitFacts
 from utils.data.masks import to_record
-from utils.data.packing import pack_dataset, packed_header
-from utils.data.refer import refer_source
 from utils.data.store import ReferStore, open_reader, scan, store_path
+from utils.prepare.annotations import Entry, Source
+from utils.prepare.packing import pack_dataset, packed_header
+from utils.prepare.refer import refer_source
 
 ROOT = Path(__file__).parents[3]
 Copy = Callable[..., Source]
@@ -225,8 +225,8 @@ def finished_splits(root: Path, dataset: str) -> dict[str, Any]:
 
 SCRIPT = """
 import sys
-from utils.data.packing import pack_dataset
-from utils.data.refer import refer_source
+from utils.prepare.packing import pack_dataset
+from utils.prepare.refer import refer_source
 source = refer_source(sys.argv[1], "refcoco")
 pack_dataset(sys.argv[1], source, accept_differences=True, workers=2)
 """

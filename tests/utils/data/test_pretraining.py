@@ -2,8 +2,8 @@
 
 import torch
 
-from utils.data.demo import STYLES
-from utils.data.pretraining import PretrainingBatches
+from tools.pretraining_data import PretrainingBatches
+from utils.demo import STYLES
 
 
 def batches(**changes) -> PretrainingBatches:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.annotations import Entry
 from utils.data.facts import DATASETS
 from utils.data.masks import decode_mask, encode_mask, to_record
-from utils.data.refer import read_instances, read_refs, refer_source
+from utils.prepare.annotations import Entry
+from utils.prepare.refer import read_instances, read_refs, refer_source
 
 SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]
 IMAGE = {"id": 9, "file_name": "x.jpg", "height": 20, "width": 30}

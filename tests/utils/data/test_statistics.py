@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.annotations import Entry, Source
-from utils.data.packing import pack_dataset
-from utils.data.statistics import says, split_statistics, words_of
+from tools.dataset_statistics import says, split_statistics, words_of
 from utils.data.store import ReferStore
+from utils.prepare.annotations import Entry, Source
+from utils.prepare.packing import pack_dataset
 
 # image, box of the mask in an image of 20 x 10 pixels, category, sentences
 OBJECTS = [

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from utils.data.absent import store_path
-from utils.data.summary import summarise
+from utils.prepare.summary import summarise
 
 
 @pytest.fixture

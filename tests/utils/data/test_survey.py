@@ -8,8 +8,8 @@ import pytest
 
 from utils.data import survey
 from utils.data.absent import store_path
-from utils.data.mirrors import ARCHIVES, COCO
-from utils.data.survey import Item, bytes_to_write, examine, missing_folders
+from utils.prepare.mirrors import ARCHIVES, COCO
+from utils.prepare.survey import Item, bytes_to_write, examine, missing_folders
 
 NAME = "COCO_train2014_{:012d}.jpg"
 

@@ -10,8 +10,8 @@ import lmdb
 import numpy as np
 import pytest
 
-from utils.data.packing import verify_dataset
 from utils.data.store import Index, close_store, store_path
+from utils.prepare.packing import verify_dataset
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from utils.data.demo import COLOURS, KINDS, Object, Scene, matches, parse, writer
-from utils.data.demo.writer import write_demo
 from utils.data.masks import decode_mask, to_record
-from utils.data.refer import read_refs, refer_source
+from utils.demo import COLOURS, KINDS, Object, Scene, matches, parse, writer
+from utils.demo.writer import write_demo
+from utils.prepare.refer import read_refs, refer_source
 
 REF_KEYS = {
     "ref_id", "ann_id", "image_id", "category_id", "file_name", "split", "sent_ids", "sentences",
