@@ -16,7 +16,7 @@ from engine.checkpoint import (
     save_checkpoint,
 )
 from model import Segmenter, build_segmenter
-from model.backbones import load
+from model.backbones import weights as load
 from model.bridges import Bridger
 from utils.config import Config
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import pretraining
 from model.backbones import read_weights, sizes_of_name, sizes_of_state
+from tools import pretraining
 from tools.pretraining import Pretraining, competition_loss, expression_loss, pretrain
 from utils.logging import read_json_lines
 

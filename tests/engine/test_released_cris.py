@@ -11,7 +11,8 @@ from torch import Tensor
 
 from engine.checkpoint import load_segmenter, read_config
 from model import Segmenter, build_segmenter
-from model.backbones import BACKBONES, load, to_openai
+from model.backbones import BACKBONES, to_openai
+from model.backbones import weights as load
 from tools import convert_checkpoint
 from tools.released import load_released
 from utils.config import load_config

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from tools.prepare_datasets import main
-from utils import download
 from utils.data import mirrors, packing
 from utils.data.store import ReferStore
 from utils.demo import writer
 from utils.demo.writer import write_demo
+from utils.prepare import download
 
 ROOT = Path(__file__).parents[2]
 
