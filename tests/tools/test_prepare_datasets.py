@@ -20,11 +20,10 @@ import numpy as np
 import pytest
 
 from tools.prepare_datasets import main
-from utils.data import mirrors, packing
 from utils.data.store import ReferStore
 from utils.demo import writer
 from utils.demo.writer import write_demo
-from utils.prepare import download
+from utils.prepare import download, mirrors, packing
 
 ROOT = Path(__file__).parents[2]
 

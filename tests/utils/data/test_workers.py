@@ -91,8 +91,9 @@ def test_ctrl_c_ends_all_of_them() -> None:
 
 
 def test_importing_what_the_workers_run_is_light() -> None:
-    modules = "facts annotations masks store packing images records verification workers"
-    code = "import sys\n" + "".join(f"import utils.data.{name}\n" for name in modules.split())
+    modules = "data.facts data.masks data.store data.images data.workers"
+    modules += " prepare.annotations prepare.packing prepare.records prepare.verification"
+    code = "import sys\n" + "".join(f"import utils.{name}\n" for name in modules.split())
     code += "print(sorted({'torch', 'cv2', 'open_clip'} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

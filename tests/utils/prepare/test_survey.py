@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from utils.data import survey
 from utils.data.absent import store_path
+from utils.prepare import survey
 from utils.prepare.mirrors import ARCHIVES, COCO
 from utils.prepare.survey import Item, bytes_to_write, examine, missing_folders
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from utils import download
-from utils.data import mirrors
 from utils.data.facts import DATASETS, REFCOCO
+from utils.prepare import download, mirrors
 from utils.prepare.mirrors import ARCHIVES, archive_path, bytes_to_fetch, obtain
 
 

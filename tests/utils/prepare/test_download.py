@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from utils import download as module
+from utils.prepare import download as module
 from utils.prepare.download import DownloadError, check_space, download, fetch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SIZE = len(CONTENT)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -168,7 +168,7 @@ def test_space_is_checked_before_the_first_byte(
 FULL_DISK = """
 import sys
 from pathlib import Path
-from utils import download
+from utils.prepare import download
 download.SPARE = 0
 download.check_space = lambda *_: None  # another program took the rest of the disk meanwhile
 try:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.data import aside, images, records
+from utils.data import images
 from utils.data.facts import SplitFacts
 from utils.data.masks import to_record
 from utils.data.store import ReferStore, open_reader, scan, store_path
+from utils.prepare import aside, records
 from utils.prepare.annotations import Entry, Source
 from utils.prepare.packing import pack_dataset, packed_header
 from utils.prepare.refer import refer_source

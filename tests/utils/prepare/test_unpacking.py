@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from utils import download
+from utils.prepare import download
 from utils.prepare.unpacking import unpack
 
 PATTERN = r"refs\(\w+\)\.p|instances\.json"
