@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from utils.config import Config
-from utils.logging import write_bytes
+from utils.files import write_bytes
 
 from .differences import ABSENT, differences, flatten
 from .parameters import count

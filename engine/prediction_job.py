@@ -25,7 +25,8 @@ from engine.prediction_outputs import (
     write_png,
 )
 from engine.threshold import found
-from utils.logging import progress_bar, write_text
+from utils.files import write_text
+from utils.logging import progress_bar
 
 
 @dataclass

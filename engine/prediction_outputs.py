@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from utils.logging import write_bytes
+from utils.files import write_bytes
 from utils.pictures import overlay
 
 INDEX = "predictions.json"

@@ -21,7 +21,7 @@ from engine.resume import State, load_state
 from engine.run import is_finished
 from model.backbones import sha256_of
 from utils.config import Config, load_config
-from utils.logging import write_text
+from utils.files import write_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "config"
 RESULTS = Path("results")

@@ -16,7 +16,8 @@ from engine.trainer import Trainer
 from model import build_segmenter
 from utils.config import Config
 from utils.distributed import Processes
-from utils.logging import start_logging, write_text
+from utils.files import write_text
+from utils.logging import start_logging
 
 # May change while a run goes on: they move no loss and no choice.
 FREE_KEYS = (

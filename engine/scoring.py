@@ -21,7 +21,7 @@ from model.backbones import sha256_of
 from utils.config import Config
 from utils.data.dataset import ReferDataset
 from utils.distributed import Processes
-from utils.logging import write_json_lines, write_text
+from utils.files import write_json_lines, write_text
 from utils.pictures import Case, contact_sheet, write_image
 
 

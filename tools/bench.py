@@ -141,7 +141,7 @@ def measure(arguments: argparse.Namespace) -> int:
     from tools.benchmark.driver import Driver, Plan
     from tools.benchmark.summary import results_of
     from tools.benchmark.tables import last_line, to_table
-    from utils.logging import write_text
+    from utils.files import write_text
 
     cases = list_cases([inside(config) for config in arguments.config])
     sides = {"against": arguments.against.resolve()} if arguments.against else {}

@@ -38,7 +38,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        from utils.logging import check_output
+        from utils.files import check_output
 
         if arguments.chart is not None:
             check_output("--chart", arguments.chart, FORMS)

@@ -21,7 +21,7 @@ from model.backbones.vit import VisionTransformer
 from tools.pretraining_data import PretrainingBatches
 from utils.data.tokenizer import tokenize
 from utils.demo import STYLES
-from utils.logging import read_json_lines, write_json_lines
+from utils.files import read_json_lines, write_json_lines
 
 MAX_TOKENS = 40  # the longest caption; the text tower itself keeps CLIP's 77 positions
 HELD_OUT = 128  # scenes in each of the four batches that measure progress

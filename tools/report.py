@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         from tools.reporting.page import make_page
         from tools.reporting.runs import read_runs
         from utils.distributed import start_processes
-        from utils.logging import check_output, write_text
+        from utils.files import check_output, write_text
 
         runs = read_runs(folders, arguments.root)
         check_output("--output", output, (".html",))

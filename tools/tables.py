@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from tools.study.published import read_tables
         from tools.study.tables import read_records, write_page
-        from utils.logging import check_output, write_text
+        from utils.files import check_output, write_text
 
         if arguments.write is not None:
             check_output("--write", arguments.write)

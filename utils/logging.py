@@ -1,17 +1,15 @@
 """What a run says: lines for people on the terminal and in ``run.log``, rows in JSON lines."""
 
 import json
-import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from loguru import logger
 from tqdm import tqdm
 
-Row = Mapping[str, Any]
+from utils.files import Row, read_json_lines, write_json_lines
+
 WandbMode = Literal["off", "offline", "online"]
 
 
@@ -32,65 +30,6 @@ def start_logging(folder: Path | None = None, *, rank: int = 0) -> None:
 def progress_bar(*, shown: bool = True, **options: Any) -> tqdm:
     """A tqdm bar on stderr, where that is a terminal and ``shown`` is true."""
     return tqdm(disable=not (shown and sys.stderr.isatty()), dynamic_ncols=True, **options)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all: aside first, then renamed."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all: aside first, then renamed."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink()
-        raise
-
-
-def check_output(option: str, path: Path, endings: Sequence[str] = ()) -> None:
-    """Refuse a file that could not be written, before the work whose result it is to hold.
-
-    Raises:
-        ValueError: another ending than ``endings``, a folder, or a place that cannot be written to.
-    """
-    if endings and path.suffix not in endings:
-        raise ValueError(
-            f"{option} {path} should end in {'one of ' * (len(endings) > 1)}{', '.join(endings)}"
-        )
-    if path.is_dir():
-        raise ValueError(f"{option} {path} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent}, the folder of {option}, is not there; make it")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{option} {path}: its folder cannot be written to; name another")
-
-
-def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
-    """Write ``rows`` to ``path``, one JSON object a line."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of ``path``, without a last line that a crash cut short.
-
-    Raises:
-        ValueError: naming the first line that is no JSON object.
-    """
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [_read_row(path, number, line) for number, line in enumerate(lines[:-1], 1) if line]
-
-
-def _read_row(path: Path, number: int, line: str) -> dict[str, Any]:
-    with suppress(json.JSONDecodeError):
-        if isinstance(row := json.loads(line), dict):
-            return row
-    raise ValueError(
-        f"{path}: line {number} is no JSON object: {line[:40]!r}; take it out or move the file away"
-    )
 
 
 class MetricsLog:

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 
 from utils.data.transforms import letterbox_image
+from utils.files import write_bytes
 from utils.lettering import lettering, wrap
-from utils.logging import write_bytes
 
 PANEL = 208  # side of a picture on a sheet, in pixels
 GAP = 8

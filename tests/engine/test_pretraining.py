@@ -8,7 +8,7 @@ import torch
 from model.backbones import read_weights, sizes_of_name, sizes_of_state
 from tools import pretraining
 from tools.pretraining import Pretraining, competition_loss, expression_loss, pretrain
-from utils.logging import read_json_lines
+from utils.files import read_json_lines
 
 OWNER = torch.tensor([0, 0, 1])  # two expressions about the first image, one about the second
 

@@ -9,14 +9,8 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from utils.logging import (
-    MetricsLog,
-    check_output,
-    progress_bar,
-    read_json_lines,
-    start_logging,
-    write_text,
-)
+from utils.files import check_output, read_json_lines, write_text
+from utils.logging import MetricsLog, progress_bar, start_logging
 
 
 def open_log(
@@ -103,7 +97,7 @@ def test_an_output_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "page.md"
     check_output("--write", path)
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(ValueError, match=r"page.md: its folder cannot be written to; name another"):
+    with pytest.raises(ValueError, match=r"page.md: its folder is not writable; name another"):
         check_output("--write", path)
     assert not path.exists()
 
@@ -111,5 +105,5 @@ def test_an_output_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"step": 1}\n[2]\n')
-    with pytest.raises(ValueError, match=r"rows.jsonl: line 2 is no JSON object: '\[2\]'; take it"):
+    with pytest.raises(ValueError, match=r"rows.jsonl: line 2 is not a JSON object: '\[2\]'; take it"):
         read_json_lines(path)

@@ -8,7 +8,7 @@ from typing import Any
 from engine.metrics import Record, metrics_from_records
 from engine.results import read_results
 from utils.config import Config, load_config
-from utils.logging import read_json_lines
+from utils.files import read_json_lines
 
 Point = tuple[float, float]
 

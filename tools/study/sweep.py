@@ -18,7 +18,7 @@ from engine.precision import resolve_precision
 from tools.commands import Commands
 from tools.study.job import Job
 from tools.study.sweep_config import SweepConfig
-from utils.logging import write_text
+from utils.files import write_text
 
 Slot = Mapping[str, str]  # environment of the jobs that run in it, over that of the sweep
 

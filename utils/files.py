@@ -1,0 +1,90 @@
+"""Write files whole or not at all, read and write JSON lines, hash files, check output paths."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file in the same folder, and rename it to ``path`` at the end.
+
+    After an exception the temporary file is removed and ``path`` is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``path`` whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``path`` as UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, as lower-case hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
+    """Write ``rows`` to ``path``, one JSON object a line."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of ``path``, without a last line that a crash cut short.
+
+    Raises:
+        ValueError: naming the first line that is not a JSON object.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}: line {number} is not a JSON object: {line[:40]!r}; "
+                "remove the line or move the file away"
+            )
+        rows.append(row)
+    return rows
+
+
+def check_output(option: str, path: Path, endings: Sequence[str] = ()) -> None:
+    """Refuse an output file that cannot be written, before the work whose result it will hold.
+
+    Raises:
+        ValueError: another ending than ``endings``, a folder, or a place that is not writable.
+    """
+    if endings and path.suffix not in endings:
+        raise ValueError(
+            f"{option} {path} should end in {'one of ' * (len(endings) > 1)}{', '.join(endings)}"
+        )
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent}, the folder of {option}, does not exist; create it")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{option} {path}: its folder is not writable; name another")
