@@ -105,5 +105,5 @@ def test_an_output_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"step": 1}\n[2]\n')
-    with pytest.raises(ValueError, match=r"rows.jsonl: line 2 is not a JSON object: '\[2\]'; take it"):
+    with pytest.raises(ValueError, match=r"rows.jsonl: line 2 .*\[2\]"):
         read_json_lines(path)
