@@ -1,0 +1,85 @@
+"""`pip install -e .` in an environment of its own, used from another folder."""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "pretrain/demo-etris.safetensors"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that has the project installed, and the libraries of the one of the tests."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder)
+    python = folder / "bin/python"
+    paths = {name: sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (own / "libraries.pth").write_text("\n".join(paths.values()))
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-e",
+        ROOT,
+    ]
+    subprocess.run(list(map(str, command)), check=True)
+    return folder
+
+
+def test_only_one_name_is_installed(environment: Path, tmp_path: Path) -> None:
+    code = (
+        "from importlib.util import find_spec\n"
+        "print([n for n in ('ris_adapters', 'model', 'engine', 'utils', 'tools') if find_spec(n)])"
+    )
+    command = [environment / "bin/python", "-c", code]
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert output.stdout == "['ris_adapters']\n"
+
+
+@pytest.mark.parametrize("command", ["ris-train", "ris-test", "ris-data"])
+def test_commands_explain_themselves(environment: Path, tmp_path: Path, command: str) -> None:
+    run = [environment / "bin" / command, "--help"]
+    output = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "examples:" in output.stdout
+
+
+def test_a_picture_from_another_folder(environment: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((48, 64, 3), 128, np.uint8)).save(tmp_path / "photo.png")
+    command = [environment / "bin/ris-predict", "--checkpoint", CHECKPOINT, "--image", "photo.png"]
+    command += ["--text", "the red circle", "--output", "masks"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    mask = np.asarray(Image.open(next((tmp_path / "masks").rglob("*mask*.png"))))
+    assert mask.shape[:2] == (48, 64)
+
+    code = (
+        "import sys, ris_adapters\n"
+        "mask = ris_adapters.load(sys.argv[1])('photo.png', 'the red circle')\n"
+        "print(mask.shape, mask.dtype)"
+    )
+    command = [environment / "bin/python", "-c", code, CHECKPOINT]
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert output.stdout == "(48, 64) bool\n"
+
+
+def test_another_module_of_the_same_name_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import ris_adapters
+
+    other = type(sys)("utils")
+    other.__file__ = str(tmp_path / "utils.py")
+    monkeypatch.setitem(sys.modules, "utils", other)
+    with pytest.raises(ImportError, match=r"utils\.py"):
+        ris_adapters.load(CHECKPOINT)
