@@ -8,7 +8,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 BASE ?= HEAD
-.PHONY: help demo test check pytest parity same scale-test format clean
+.PHONY: help demo test check pytest parity same scale-test size format clean
 .DELETE_ON_ERROR:
 
 help: ## list what there is
@@ -45,6 +45,9 @@ same: $(VENV)/.running ## train and score BASE=commit and this tree, and compare
 
 scale-test: $(VENV)/.running ## pack and open data of RefCOCO's size, against limits; 2 GB of disk
 	$(BIN)/python tools/scale_test.py $(ARGS)
+
+size: $(VENV)/.running ## count lines and files by folder, and what the scripts import
+	$(BIN)/python tools/size.py
 
 format: $(VENV)/.testing ## write the files as ruff formats them
 	$(BIN)/ruff format .
