@@ -56,8 +56,8 @@ def describe(jobs: Sequence["Job"]) -> str:
 
 def run_sweep(sweep: "SweepConfig", jobs: Sequence["Job"], command: str) -> int:
     """Do what is not done yet, then compare; ``command`` goes on with it. Return the exit code."""
-    from tools.commands import Commands
     from tools.study.sweep import alone_in, compare, open_slots, precisions, run_jobs
+    from utils.cli import Commands
 
     with alone_in(Path(sweep.folder)):
         runs = {job.name: run for job in jobs if (run := job.finished())}

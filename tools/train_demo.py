@@ -81,7 +81,7 @@ def run_demo(
 
 def run_command(words: Sequence[str]) -> None:
     """Show a command of ours, run it and wait for it; ``CommandError`` if it fails."""
-    from tools.commands import Commands
+    from utils.cli import Commands
 
     command = shlex.join(["python", *words])
     print(f"\n$ {command}", flush=True)

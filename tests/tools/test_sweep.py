@@ -22,7 +22,7 @@ import torch
 from engine import precision
 from engine.signals import StopSignal
 from tools import sweep
-from tools.commands import Commands
+from utils.cli import Commands
 from utils.config import Config, load_config
 
 SCORES = {"frozen": 60.0, "etris": 70.0, "etris.32": 80.0, "frozen.x1": 50.0, "frozen.x2": 55.0}

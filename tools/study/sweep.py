@@ -15,9 +15,9 @@ import torch
 
 from engine.comparison import Run, caveats, draw_chart, find_splits, group_runs, to_markdown
 from engine.precision import resolve_precision
-from tools.commands import Commands
 from tools.study.job import Job
 from tools.study.sweep_config import SweepConfig
+from utils.cli import Commands
 from utils.files import write_text
 
 Slot = Mapping[str, str]  # environment of the jobs that run in it, over that of the sweep
