@@ -3,8 +3,7 @@
 from typing import NoReturn
 
 from utils.config import Config
-from utils.data.dataset import ReferDataset
-from utils.data.mixture import MixedDataset, open_mixture
+from utils.data.dataset import MixedDataset, ReferDataset, open_mixture
 from utils.data.store import ReferStore
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.data.mixture import MixedDataset
+from utils.data.dataset import MixedDataset
 from utils.distributed import Processes
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from engine.signals import protect_worker
 from utils.config import Config
-from utils.data.mixture import MixedDataset
+from utils.data.dataset import MixedDataset
 from utils.distributed import Processes
 
 

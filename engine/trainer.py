@@ -19,8 +19,7 @@ from engine.signals import Stopped, StopSignal
 from engine.update import GuardedAdam, Update
 from model import Segmenter
 from utils.config import Config
-from utils.data.dataset import ReferDataset
-from utils.data.mixture import MixedDataset
+from utils.data.dataset import MixedDataset, ReferDataset
 from utils.distributed import Processes
 from utils.logging import MetricsLog, progress_bar
 

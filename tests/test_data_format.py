@@ -14,7 +14,7 @@ import pytest
 from utils.data.masks import decode_mask
 from utils.data.store import FORMAT, ReferStore, open_store
 from utils.demo.writer import write_demo
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from utils.config import load_config
 from utils.data.store import ReferStore
 from utils.data.transforms import restore_logits
 from utils.demo.writer import write_demo
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source
 from utils.prepare.refer_files import read_refs
 

@@ -22,7 +22,7 @@ from engine.data import open_split
 from engine.metrics import Record, metrics_from_records
 from utils.config import Config, load_config
 from utils.demo.writer import write_demo
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source
 
 ROOT = Path(__file__).parents[1]

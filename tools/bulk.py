@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.facts import dataset_facts
+from utils.data.datasets import dataset_facts
 from utils.demo.writer import run_lengths
 
 IMAGES = {"train": 16_994, "val": 1_500, "testA": 750, "testB": 750}

@@ -28,7 +28,7 @@ WORDS_A_ROW = 5
 def report(header: dict[str, Any], split: str, statistics: "Statistics", phrase: str) -> str:
     """All that is said of a split, a line for each kind of number."""
     from tools.dataset_statistics import STOP_WORDS
-    from utils.data.facts import LONG, SHORT
+    from utils.data.datasets import LONG, SHORT
 
     tokens = statistics.num_tokens
     over = ", ".join(f"{(tokens > limit).sum():,} longer than {limit}" for limit in (SHORT, LONG))

@@ -42,7 +42,7 @@ FOLDER_FAULTS = {
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    from utils.data.facts import DATASETS
+    from utils.data.datasets import DATASETS
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,7 +124,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 def known_names(names: list[str]) -> list[str]:
     """The data sets that are asked for, each once; ``ValueError`` has the nearest known name."""
-    from utils.data.facts import DATASETS, REFCOCO
+    from utils.data.datasets import DATASETS, REFCOCO
 
     for name in names:
         if name not in (*DATASETS, "all"):
@@ -159,7 +159,7 @@ def prepare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def own_item(arguments: argparse.Namespace) -> "Item":
     """The user's own data."""
     from utils.prepare.custom import jsonl_source, lists_source
-    from utils.prepare.packing import packed_header
+    from utils.prepare.pack import packed_header
     from utils.prepare.survey import Item, describe_own
 
     path, options = arguments.custom, {"images": arguments.images, "name": arguments.name}
@@ -174,7 +174,7 @@ def own_item(arguments: argparse.Namespace) -> "Item":
 def demo_item(arguments: argparse.Namespace) -> "Item":
     """The demo, generated if it is not there."""
     from utils.demo.writer import write_demo
-    from utils.prepare.packing import packed_header
+    from utils.prepare.pack import packed_header
     from utils.prepare.refer import refer_source
     from utils.prepare.survey import Item
 
@@ -191,9 +191,9 @@ def demo_item(arguments: argparse.Namespace) -> "Item":
 
 def pack(item: "Item", arguments: argparse.Namespace) -> dict[str, Any]:
     """Pack a data set unless that is done, what is asked for beside it, and return its header."""
-    from utils.data.absent import store_path
-    from utils.data.pixels import pack_pixels
-    from utils.prepare.packing import pack_dataset, verify_dataset
+    from utils.data.store import store_path
+    from utils.prepare.pack import pack_dataset, verify_dataset
+    from utils.prepare.pixels import pack_pixels
 
     root, (source, header) = arguments.root, item
     name, path = source.dataset, store_path(root, source.dataset)

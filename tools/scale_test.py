@@ -85,7 +85,7 @@ def _send(sender: Connection, function: Callable[..., dict[str, Any]], arguments
 
 def pack(root: Path, shows_progress: bool) -> dict[str, Any]:
     """Pack what ``write_bulk`` wrote in ``root``."""
-    from utils.prepare.packing import pack_dataset
+    from utils.prepare.pack import pack_dataset
     from utils.prepare.refer import refer_source
 
     began = time.perf_counter()
@@ -127,7 +127,7 @@ def compare_bytes(root: Path, shows_progress: bool) -> dict[str, Any]:
     import cv2
     from tqdm import tqdm
 
-    from utils.data.facts import dataset_facts
+    from utils.data.datasets import dataset_facts
     from utils.data.masks import decode_mask
     from utils.data.store import ReferStore
 

@@ -166,7 +166,7 @@ def _sentences(
     root: Path, split: str
 ) -> Iterator[tuple[dict[str, Any], tuple[int, str], dict[int, Any]]]:
     """Every reference and sentence of ``split`` with the masks (RLE) of its picture's objects."""
-    from utils.data.masks import encode_mask
+    from utils.prepare.masks import encode_mask
     from utils.prepare.refer import read_instances, refer_source
 
     source = refer_source(root, "demo")

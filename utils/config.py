@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic import ValidationInfo as Info
 
 from utils.config_layers import Layer, explain, read_layers
-from utils.data.facts import default_max_words
+from utils.data.datasets import default_max_words
 from utils.yaml_files import dump_yaml
 
 TEST_SPLITS = ("test", "testA", "testB")

@@ -22,7 +22,7 @@ from model.adapters import ADAPTERS
 from model.loss import text_to_pixel_loss
 from utils.config import load_config
 from utils.demo.writer import write_demo
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source
 
 PAGE = "docs/adding-an-adapter.md"

@@ -131,7 +131,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
     @cache
     def pack() -> Path:
-        from utils.prepare.packing import pack_dataset
+        from utils.prepare.pack import pack_dataset
         from utils.prepare.refer import refer_source
 
         root = tmp_path_factory.mktemp("datasets")

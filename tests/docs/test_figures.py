@@ -18,7 +18,7 @@ from tools.study.job import plan
 from tools.study.published import read_tables
 from tools.study.sweep_config import load_sweep
 from utils.config import load_config
-from utils.data.facts import DATASETS
+from utils.data.datasets import DATASETS
 
 PARTS = {
     "positions": "inside the towers",

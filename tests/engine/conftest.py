@@ -15,8 +15,7 @@ from engine.resume import load_state
 from engine.trainer import Trainer
 from tools.parity import read_keys
 from utils.config import Config
-from utils.data.dataset import Sample
-from utils.data.mixture import MixedDataset
+from utils.data.dataset import MixedDataset, Sample
 from utils.data.transforms import Letterbox, letterbox_image, letterbox_mask
 from utils.distributed import Processes
 

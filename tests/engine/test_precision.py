@@ -15,7 +15,7 @@ from utils.config import Config, load_config
 from utils.data.dataset import ReferDataset
 from utils.demo.writer import write_demo
 from utils.distributed import Processes
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from tools.dataset_statistics import says
 from tools.inspect_dataset import main
 from utils.data.store import ReferStore
 from utils.demo.writer import write_demo
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source
 
 

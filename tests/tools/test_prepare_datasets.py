@@ -23,7 +23,7 @@ from tools.prepare_datasets import main
 from utils.data.store import ReferStore
 from utils.demo import writer
 from utils.demo.writer import write_demo
-from utils.prepare import download, mirrors, packing
+from utils.prepare import download, mirrors, pack
 
 ROOT = Path(__file__).parents[2]
 
@@ -241,7 +241,7 @@ def test_several_data_sets_and_all(root: Path, capsys: pytest.CaptureFixture[str
 def test_a_table_says_what_is_there_before_it_starts(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "pack_dataset", lambda *_, **__: pytest.fail("it started"))
+    monkeypatch.setattr(pack, "pack_dataset", lambda *_, **__: pytest.fail("it started"))
     (root / "refcoco/instances.json").unlink()
     assert prepare(root, *SMALL) == 2
     shown, error = capsys.readouterr()
@@ -289,7 +289,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing, "pack_dataset", interrupt)
+    monkeypatch.setattr(pack, "pack_dataset", interrupt)
     assert prepare(root, *SMALL) == 130
     assert "give the same command again and it goes on" in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ from tools import report
 from utils.config import Config
 from utils.data.dataset import ReferDataset
 from utils.demo.writer import write_demo
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source
 
 EVIL = "<script>alert(1)</script> \"'&amp; {{ 7 * 7 }}"

@@ -457,7 +457,7 @@ def run_here(self: Commands, words: list[str], **how: Any) -> int:
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning")
 def test_with_the_real_scripts(tmp_path: Path, tiny_config, monkeypatch, capsys) -> None:
     from utils.demo.writer import write_demo
-    from utils.prepare.packing import pack_dataset
+    from utils.prepare.pack import pack_dataset
     from utils.prepare.refer import refer_source
 
     write_demo(tmp_path / "datasets/demo", num_train_objects=8, num_test_objects=3)

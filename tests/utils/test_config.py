@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from utils.config import TEST_SPLITS, Config, EvalConfig, load_config
-from utils.data.facts import DATASETS, SPLITS
+from utils.data.datasets import DATASETS, SPLITS
 from utils.flat_options import KEYS
 from utils.yaml_files import dump_yaml, parse_yaml
 

@@ -22,7 +22,7 @@ def loader_samples(task: Task) -> Iterator[Repeat]:
         options = [f"data.root={root}", f"data.dataset={NAME}", "data.workers=0"]
         config = configure(task, *options, "train.batch_size=4")
         if task.kind == "loader-pixels":
-            from utils.data.pixels import pack_pixels  # an older checkout may lack it
+            from utils.prepare.pixels import pack_pixels  # an older checkout may lack it
 
             pack_pixels(root, NAME, config.data.image_size)
         processes, clock = alone(task), Clock(task)

@@ -20,7 +20,7 @@ from engine.update import Update
 from model import Segmenter, build_segmenter
 from tools.benchmark.task import Task
 from utils.config import Config, load_config
-from utils.data.mixture import MixedDataset
+from utils.data.dataset import MixedDataset
 from utils.data.tokenizer import tokenize
 from utils.data.transforms import Letterbox, restore_logits
 from utils.distributed import Processes, start_processes

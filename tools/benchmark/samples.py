@@ -38,7 +38,7 @@ def photograph(seed: int) -> np.ndarray:
 def write_samples(root: Path, num_images: int) -> None:
     """Write and pack a data set called ``bench``: three objects a picture, three sentences each."""
     from utils.prepare.custom import jsonl_source
-    from utils.prepare.packing import pack_dataset
+    from utils.prepare.pack import pack_dataset
 
     images = root / "images"
     images.mkdir()

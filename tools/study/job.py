@@ -12,7 +12,7 @@ from engine.run import FREE_KEYS, is_finished
 from model.backbones import sha256_of
 from tools.study.sweep_config import MethodConfig, SweepConfig, to_overrides
 from utils.config import Config, load_config
-from utils.data.facts import DATASETS
+from utils.data.datasets import DATASETS
 
 
 @dataclass(frozen=True)

@@ -1,218 +1,79 @@
-"""The image store: every image of a folder once, as its original bytes, each of them verified."""
+"""Decode packed images, and read the resized copies that may lie beside them.
 
-import json
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import closing
-from functools import partial
+``ROOT/pixels/IMAGES-SIZE.lmdb`` changes no pixel of a sample: an image that it lacks, or that was
+resized from another file than the image store has now, is decoded from its file.
+"""
+
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tqdm import tqdm
+import cv2
+import numpy as np
 
-from utils.data.image_files import Mark, Size, read_images
-from utils.data.store import FORMAT, HEADER, open_store, raw_header, scan
-from utils.data.workers import Workers
-from utils.prepare.aside import PLAN, Part, begin_part
+from utils.data.store import (
+    CHECKSUM,
+    ReferStore,
+    open_store,
+    packing_command,
+    raw_header,
+    readable,
+)
+from utils.data.transforms import Letterbox
 
-CHECKSUM = "sha256/"  # key of an image's mark, before its name
-LONGEST_NAME = 511 - len(CHECKSUM)  # bytes; LMDB takes no longer key
-CHUNK_BYTES = 1 << 22  # of image files that one worker reads at a time
-COMMIT_BYTES, COMMIT_IMAGES = 1 << 26, 256  # LMDB keeps in memory what is not committed
-MOST_LISTED = 10
-
-
-class PackedImages(NamedTuple):
-    """The images of a data set: those that are packed, and why the others are not.
-
-    Attributes:
-        marks: name -> mark.
-        bad: name -> reason.
-        seconds: by split, what reading its images took this time.
-    """
-
-    marks: dict[str, Mark]
-    bad: dict[str, str]
-    seconds: dict[str, float]
+FORMAT = 1
+READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
-class ImagePacker:
-    """Adds images of a folder to a store.
-
-    Args:
-        store: path of the image store.
-        folder: where the files lie.
-        sizes: name of every image -> height and width that its annotation gives; None for any.
-        command: the command that packs them, for messages.
-        force: read images again that are packed.
-        skip_bad: go on without images that cannot be packed.
-    """
-
-    def __init__(
-        self,
-        store: Path,
-        folder: Path,
-        sizes: Mapping[str, Size | None],
-        *,
-        command: str,
-        force: bool,
-        skip_bad: bool,
-    ) -> None:
-        self.store, self.folder, self.sizes = store, folder, sizes
-        self.command, self.force, self.skip_bad = command, force, skip_bad
-        self.marks: dict[str, Mark] = {}
-        self.bad: dict[str, str] = {}
-        self._num_bytes = {name: _file_bytes(folder / name) for name in sizes}
-
-    def pack(
-        self, groups: Mapping[str, Collection[str]], workers: Workers, *, shows_progress: bool
-    ) -> PackedImages:
-        """Pack the images of every split, in ``groups``, that are not packed or changed since.
-
-        Raises:
-            ValueError: the folder is missing, or images of it are missing, damaged or of another
-                size than annotated. The good ones need not be read again.
-        """
-        seconds = dict.fromkeys(groups, 0.0)
-        packed = self._packed()
-        self.marks = {} if self.force else packed or {}
-        if any(self._is_lacking(name) for name in self.sizes):
-            with closing(self._begin(is_kept=packed is not None)) as part:
-                lacking = [name for name in self.sizes if self._is_lacking(name)]
-                part.expected = sum(self._num_bytes[name] or 0 for name in lacking)
-                with tqdm(total=len(lacking), unit="images", disable=not shows_progress) as bar:
-                    for split, group in groups.items():
-                        began = time.monotonic()
-                        self._add(part, sorted(filter(self._is_lacking, group)), workers, bar)
-                        seconds[split] = time.monotonic() - began
-                self._refuse_bad()
-                part.put([(HEADER, json.dumps({"format": FORMAT}).encode())])
-                part.finish()
-        self._refuse_bad()
-        good = {name: self.marks[name] for name in self.sizes if name not in self.bad}
-        return PackedImages(good, self.bad, seconds)
-
-    def _packed(self) -> dict[str, Mark] | None:
-        """The marks of the store that is there; None if it cannot be built upon."""
-        try:
-            return packed_marks(self.store, self.command)
-        except ValueError as error:
-            if not self.force:
-                raise
-            print(f"{error}: this is done now, for the images of this data set", flush=True)
-            return None
-
-    def _begin(self, *, is_kept: bool) -> Part:
-        """Open the file aside, and put into ``marks`` what it holds already.
-
-        ``is_kept`` if it begins with what the store holds, for other data sets too.
-        """
-        if not self.folder.is_dir():
-            raise ValueError(
-                f"the folder {self.folder} is missing; put the images there "
-                "(datasets/README.md says where they come from), or name theirs with --images"
-            )
-        basis = self.store if is_kept else None
-        status = basis and basis.stat()
-        plan = {"format": FORMAT, "basis": status and [status.st_size, status.st_mtime_ns]}
-        part = begin_part(self.store, plan, basis=basis, fresh=self.force)
-        self.marks = {} if self.force else _marks(part.environment)
-        return part
-
-    def _is_lacking(self, name: str) -> bool:
-        """Whether an image has to be read: it is not packed, or its file has another length."""
-        mark, num_bytes = self.marks.get(name), self._num_bytes[name]
-        is_read = mark is not None and num_bytes in (None, mark.num_bytes)
-        return not is_read and name not in self.bad
-
-    def _add(self, part: Part, names: Iterable[str], workers: Workers, bar: Any) -> None:
-        """Read images in the worker processes and write the good ones, some at a time."""
-        items: list[tuple[bytes, bytes]] = []
-        size = 0
-        for results in workers.map(partial(read_images, self.folder), self._chunks(names)):
-            for name, data, mark in results:
-                bar.update()
-                fault = mark if isinstance(mark, str) else self._fault(name, mark)
-                if fault:
-                    self.bad[name] = fault
-                    continue
-                assert isinstance(mark, Mark)
-                self.marks[name] = mark
-                items.append((name.encode(), data))
-                items.append((f"{CHECKSUM}{name}".encode(), json.dumps(mark).encode()))
-                size += len(data)
-            if size >= COMMIT_BYTES or len(items) >= 2 * COMMIT_IMAGES:
-                part.put(items)
-                items, size = [], 0
-        if items:
-            part.put(items)
-
-    def _chunks(self, names: Iterable[str]) -> Iterator[list[str]]:
-        """Names in lists of about ``CHUNK_BYTES`` of files."""
-        chunk: list[str] = []
-        size = 0
-        for name in names:
-            chunk.append(name)
-            size += self._num_bytes[name] or 0
-            if size >= CHUNK_BYTES or len(chunk) >= COMMIT_IMAGES:
-                yield chunk
-                chunk, size = [], 0
-        if chunk:
-            yield chunk
-
-    def _fault(self, name: str, mark: Mark) -> str:
-        """Why an image cannot be packed although it can be read; empty if it can."""
-        key = name.encode(errors="replace")
-        if len(key) > LONGEST_NAME:
-            return f"its name is longer than {LONGEST_NAME} bytes"
-        if key in (HEADER, PLAN) or name.startswith(CHECKSUM):
-            return "the store needs that name itself"
-        expected = self.sizes[name]
-        if expected not in (None, (mark.height, mark.width)):
-            return (
-                f"{mark.height} x {mark.width} pixels (height x width) where its annotation says "
-                "{} x {}".format(*expected)
-            )
-        return ""
-
-    def _refuse_bad(self) -> None:
-        """``ValueError`` lists the images that cannot be packed, unless they are skipped."""
-        for name in self.sizes:
-            if name in self.marks and (fault := self._fault(name, self.marks[name])):
-                self.bad[name] = fault
-        if not self.bad or self.skip_bad:
-            return
-        listed = [f"{name} ({self.bad[name]})" for name in sorted(self.bad)[:MOST_LISTED]]
-        others = len(self.bad) - len(listed)
-        raise ValueError(
-            f"{len(self.bad):,} of {len(self.sizes):,} images in {self.folder} cannot be packed: "
-            f"{', '.join(listed)}{f' and {others:,} more' if others else ''}; fetch them again "
-            "(datasets/README.md says where they come from), or leave out what refers to them "
-            "with --skip-bad"
-        )
+def decode_image(data: bytes) -> np.ndarray | None:
+    """Decode an image file as its pixels are stored: uint8 (H, W, 3), RGB; None if damaged."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), READ_FLAGS)
 
 
-def packed_marks(store: Path, command: str) -> dict[str, Mark] | None:
-    """The marks of all images of a store by name; None without a store of this format.
+class PixelStore:
+    """Read resized images; it holds no open file, so it can be sent to other processes.
 
     Raises:
-        ValueError: there is a file that is none of ours; ``command`` is named in it.
+        ValueError: the store is damaged, of another format, or made by another OpenCV, whose
+            pixels may differ.
     """
-    if not store.exists():
-        return None
-    version = raw_header(store, command).get("format")
-    if version != FORMAT:
-        print(f"{store} has format {version}: its images are packed anew", flush=True)
-        return None
-    return _marks(open_store(store))
+
+    def __init__(self, root: str | Path, store: ReferStore, size: int) -> None:
+        self.path = pixels_path(root, store, size)
+        self._images = store.images_path
+        self._command = f"{packing_command(root, store.dataset)} --pixels {size}"
+        header = raw_header(self.path, self._command)
+        if header != pixels_header(size):
+            raise ValueError(
+                f"{self.path} was made by format {header.get('format')} and OpenCV "
+                f"{header.get('opencv')}, and these are {FORMAT} and {cv2.__version__}; "
+                f"make it anew, or delete it: {self._command} --force"
+            )
+
+    def get(self, name: str, box: Letterbox) -> np.ndarray | None:
+        """Read what ``resize_image`` gives: uint8 (*box.inner, 3); None if it is not stored.
+
+        An image counts only if it was made from the very file that the image store holds.
+        """
+        with readable(self._images, self._command), open_store(self._images).begin() as images:
+            mark = images.get(f"{CHECKSUM}{name}".encode(), b"")
+        with readable(self.path, self._command), open_store(self.path).begin() as pixels:
+            value = pixels.get(name.encode(), b"")
+        height, width = box.inner
+        if not mark or not value.startswith(mark) or len(value) != len(mark) + height * width * 3:
+            return None
+        return np.frombuffer(value, np.uint8, offset=len(mark)).reshape(height, width, 3)
 
 
-def _marks(environment: Any) -> dict[str, Mark]:
-    return {name: Mark(*json.loads(value)) for name, value in scan(environment, CHECKSUM)}
+def pixels_path(root: str | Path, store: ReferStore, size: int) -> Path:
+    """Return where the resized images of a data set lie, if there are any."""
+    return Path(root) / "pixels" / f"{store.images_path.stem}-{size}.lmdb"
 
 
-def _file_bytes(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        return None
+def pixels_header(size: int) -> dict[str, Any]:
+    """Return the header of a store of images resized to ``size`` by this code."""
+    return {"format": FORMAT, "size": size, "opencv": cv2.__version__}
+
+
+def find_pixels(root: str | Path, store: ReferStore, size: int) -> PixelStore | None:
+    """Open the resized images of a data set; None if there are none."""
+    return PixelStore(root, store, size) if pixels_path(root, store, size).exists() else None

@@ -1,13 +1,16 @@
 """Packed data sets: LMDB files of JSON records and of images as their original bytes.
 
 ``ROOT/lmdb/DATASET.lmdb`` holds a header, one record a reference and an index of every split,
-``ROOT/lmdb/IMAGES.lmdb`` every image once, shared by the data sets that use it. ``packing.py``
+``ROOT/lmdb/IMAGES.lmdb`` every image once, shared by the data sets that use it. ``utils.prepare``
 writes them.
 """
 
+import difflib
 import io
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +20,72 @@ from zipfile import BadZipFile
 import lmdb
 import numpy as np
 
-from utils.data import facts
-from utils.data.absent import explain_absent, foreign_message, packing_command, store_path
+from utils.data import datasets
+from utils.data.datasets import DATASETS
 
 FORMAT = 2
 HEADER = b"header"
+CHECKSUM = "sha256/"  # key of an image's mark, before its name
 FOREIGN_KEYS = (b"__keys__", b"__len__")  # of the tools of CRIS, ETRIS and BarLeRIa
+IMAGES_SUFFIX = "-images"  # of image stores, which are no data sets
+NAME = re.compile(r"[A-Za-z0-9_.+-]+")
+
+
+def store_path(root: str | Path, name: str) -> Path:
+    """Where a packed data set, or the images of several, lie."""
+    return Path(root) / "lmdb" / f"{name}.lmdb"
+
+
+def packing_command(root: str | Path, dataset: str) -> str:
+    """The command that packs a data set."""
+    what = "--dataset" if dataset in DATASETS else "--custom FILE --images FOLDER --name"
+    words = shlex.join([dataset, "--root", str(root)])
+    return f"python tools/prepare_datasets.py {what} {words}"
+
+
+def packed_names(root: str | Path) -> list[str]:
+    """Names of the data sets that are packed in ``root``."""
+    names = (path.name.removesuffix(".lmdb") for path in (Path(root) / "lmdb").glob("*.lmdb"))
+    return sorted(name for name in names if not name.endswith(IMAGES_SUFFIX))
+
+
+def explain_absent(root: str | Path, dataset: str) -> str:
+    """One sentence on a data set without a store: packed by other tools, not packed, or unknown."""
+    if NAME.fullmatch(dataset):
+        command = packing_command(root, dataset)
+        if files := sorted((Path(root) / "lmdb" / dataset).glob("*.lmdb")):
+            # one file a split, as they have it
+            return foreign_message(files[0], command, is_in_the_way=False)
+        if dataset in DATASETS:
+            return f"{store_path(root, dataset)} is missing; make it with: {command}"
+    packed = packed_names(root)
+    near = difflib.get_close_matches(dataset, {*DATASETS, *packed}, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    own = ", ".join(name for name in packed if name not in DATASETS)
+    also = f", and packed in {Path(root) / 'lmdb'} are {own}" if own else ""
+    command = packing_command(root, dataset if NAME.fullmatch(dataset) else "NAME")
+    return (
+        f"no data set {dataset!r}{hint}; known are {', '.join(DATASETS)}{also}; "
+        f"files of your own are packed by: {command}"
+    )
+
+
+def foreign_message(path: Path, command: str, *, is_in_the_way: bool) -> str:
+    """One sentence on an LMDB file that other tools packed, perhaps where ours is to lie."""
+    return (
+        f"{path} was packed by other tools, those of CRIS, ETRIS or BarLeRIa (pickle or pyarrow "
+        f"records), which is not read; {'move it away and ' if is_in_the_way else ''}rebuild the "
+        f"data set from its annotations and images: {command}"
+    )
+
+
+class Mark(NamedTuple):
+    """What is known of a packed image beside its bytes."""
+
+    sha256: str
+    num_bytes: int
+    height: int
+    width: int
 
 
 class Index(NamedTuple):
@@ -101,7 +164,7 @@ class ReferStore:
 
     def check_split(self, split: str) -> None:
         """``ValueError`` names the splits if ``split`` is none of them."""
-        facts.check_split(self.dataset, split, self.splits)
+        datasets.check_split(self.dataset, split, self.splits)
 
     def references(self, split: str) -> list[dict[str, Any]]:
         """All records of a split, in the order of the annotation file."""
@@ -130,6 +193,11 @@ class ReferStore:
     def image(self, file_name: str) -> bytes:
         """The bytes of an image file as they were packed."""
         return self._read(self.images_path, file_name.encode())
+
+    def image_marks(self) -> dict[str, Mark]:
+        """The marks of all images of the image store, by name; other data sets may share it."""
+        with readable(self.images_path, self._command):
+            return read_marks(open_store(self.images_path))
 
     def _read(self, path: Path, key: bytes) -> bytes:
         with readable(path, self._command), open_store(path).begin() as transaction:
@@ -190,6 +258,11 @@ def scan(environment: Any, prefix: str) -> Iterator[tuple[str, bytes]]:
         while found and cursor.key().startswith(start):
             yield cursor.key()[len(start) :].decode(), cursor.value()
             found = cursor.next()
+
+
+def read_marks(environment: Any) -> dict[str, Mark]:
+    """Read the marks of all images of an image store, by name."""
+    return {name: Mark(*json.loads(value)) for name, value in scan(environment, CHECKSUM)}
 
 
 class _Opened(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.data.facts import SplitFacts
+from utils.data.datasets import SplitFacts
 
 
 class Entry(NamedTuple):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils.data.facts import DATASETS, SPLITS
+from utils.data.datasets import DATASETS, SPLITS
 from utils.prepare.annotations import Entry, Source
 from utils.prepare.entry_builder import EntryBuilder
 from utils.prepare.fields import clean_text, read_sentences, relative_path

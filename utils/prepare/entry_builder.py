@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.data.masks import check_segmentation
 from utils.prepare.annotations import Entry
 from utils.prepare.fields import number_sentences
+from utils.prepare.masks import check_segmentation
 
 MOST_LISTED = 10
 NO_CATEGORY = 0

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.data.facts import DatasetFacts, dataset_facts
+from utils.data.datasets import DatasetFacts, dataset_facts
 
 # Below the root, or below the folder that the user names: of CRIS and ETRIS, of LAVT and refer
 # (whose root is refer/data), and of plain copies of COCO.

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.prepare.aside import alone_in
 from utils.prepare.download import check_space, fetch
 from utils.prepare.unpacking import part_folder, unpack
+from utils.prepare.writer import lock_folder
 
 COCO = "images/train2014"
 
@@ -116,7 +116,7 @@ def obtain(root: Path, folder: str, target: Path, *, shows_progress: bool = Fals
     from loguru import logger
 
     archive, path = ARCHIVES[folder], archive_path(root, folder)
-    with alone_in(path.parent):
+    with lock_folder(path.parent):
         if path.exists():
             logger.info(f"{path} is here already and is unpacked")
         else:

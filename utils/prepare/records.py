@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.image_files import Mark
-from utils.data.images import PackedImages
-from utils.data.masks import mask_areas, to_record
+from utils.data.masks import mask_areas
 from utils.data.store import HEADER, Index, index_key, record_key, scan
-from utils.data.workers import Workers, in_chunks
 from utils.prepare.annotations import Entry
-from utils.prepare.aside import Part, begin_part
 from utils.prepare.counts import Groups, Numbered
+from utils.prepare.image_files import Mark
+from utils.prepare.images import PackedImages
+from utils.prepare.masks import to_record
+from utils.prepare.workers import Workers, in_chunks
+from utils.prepare.writer import Part, begin_part
 
 # Of what the fingerprint runs over, not of the store: results that exist keep theirs.
 FINGERPRINT_VERSION = 1

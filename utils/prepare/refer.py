@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from utils.data.facts import dataset_facts
+from utils.data.datasets import dataset_facts
 from utils.prepare.annotations import Entry, Source
 from utils.prepare.fields import number_sentences, read_sentences, whole_number
 from utils.prepare.refer_files import read_instances, read_refs, repaired

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.data.absent import store_path
-from utils.data.facts import LONG, REFCOCO, SHORT
+from utils.data.datasets import LONG, REFCOCO, SHORT
+from utils.data.store import store_path
 
 MOST_LISTED = 10
 Header = dict[str, Any]

@@ -6,16 +6,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.data.absent import packing_command, store_path
-from utils.data.facts import DATASETS, dataset_facts
-from utils.data.images import packed_marks
+from utils.data.datasets import DATASETS, dataset_facts
+from utils.data.store import packing_command, store_path
 from utils.prepare.annotations import Source
-from utils.prepare.aside import part_path
 from utils.prepare.download import free_space
+from utils.prepare.images import packed_marks
 from utils.prepare.locate import annotation_places, has_images, image_places, locate
 from utils.prepare.mirrors import ARCHIVES, COCO, bytes_to_fetch, bytes_to_unpack
-from utils.prepare.packing import packed_header
+from utils.prepare.pack import packed_header
 from utils.prepare.refer import refer_source
+from utils.prepare.writer import part_path
 
 # RefCOCO and RefCOCO+ are on the same images, but for two of them
 POOLS = {"refcoco": "refcoco", "refcoco+": "refcoco", "refcocog": "refcocog"}

@@ -19,7 +19,7 @@ from utils.data.dataset import ReferDataset
 from utils.data.store import ReferStore, close_store, store_path
 from utils.data.tokenizer import tokenize
 from utils.data.transforms import restore_logits
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 
 SIZE = 96
 ROOT = Path(__file__).parents[3]

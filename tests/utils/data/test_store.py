@@ -12,11 +12,12 @@ import lmdb
 import numpy as np
 import pytest
 
-from utils.data.masks import decode_mask, to_record
+from utils.data.masks import decode_mask
 from utils.data.store import ReferStore, close_store, store_path
 from utils.data.tokenizer import encode
 from utils.prepare.annotations import Source
-from utils.prepare.packing import pack_dataset, packed_header
+from utils.prepare.masks import to_record
+from utils.prepare.pack import pack_dataset, packed_header
 from utils.prepare.refer import refer_source
 
 Copy = Callable[..., Source]

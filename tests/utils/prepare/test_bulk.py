@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from tools.bulk import IMAGES, NUM_ANNOTATIONS, plan_images, write_bulk
-from utils.data.facts import DATASETS
+from utils.data.datasets import DATASETS
 from utils.prepare.refer import read_instances, read_refs
 
 

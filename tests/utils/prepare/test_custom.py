@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data.masks import decode_mask, encode_mask, to_record
+from utils.data.masks import decode_mask
 from utils.data.store import ReferStore
 from utils.prepare.annotations import Entry
 from utils.prepare.custom import check_name, jsonl_source, lists_source
-from utils.prepare.packing import pack_dataset
+from utils.prepare.masks import encode_mask, to_record
+from utils.prepare.pack import pack_dataset
 
 H, W = 20, 30
 SQUARE = [2, 3, 12, 3, 12, 13, 2, 13]

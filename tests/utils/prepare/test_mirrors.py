@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from utils.data.facts import DATASETS, REFCOCO
+from utils.data.datasets import DATASETS, REFCOCO
 from utils.prepare import download, mirrors
 from utils.prepare.mirrors import ARCHIVES, archive_path, bytes_to_fetch, obtain
 

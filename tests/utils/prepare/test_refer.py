@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.facts import DATASETS
-from utils.data.masks import decode_mask, encode_mask, to_record
+from utils.data.datasets import DATASETS
+from utils.data.masks import decode_mask
 from utils.prepare.annotations import Entry
+from utils.prepare.masks import encode_mask, to_record
 from utils.prepare.refer import read_instances, read_refs, refer_source
 
 SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]

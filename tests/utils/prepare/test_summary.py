@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from utils.data.absent import store_path
+from utils.data.store import store_path
 from utils.prepare.summary import summarise
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from utils.data.absent import store_path
+from utils.data.store import store_path
 from utils.prepare import survey
 from utils.prepare.mirrors import ARCHIVES, COCO
 from utils.prepare.survey import Item, bytes_to_write, examine, missing_folders

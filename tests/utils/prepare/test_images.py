@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data.image_files import image_size
 from utils.data.store import ReferStore, store_path
 from utils.prepare.annotations import Source
-from utils.prepare.packing import pack_dataset
+from utils.prepare.image_files import image_size
+from utils.prepare.pack import pack_dataset
 
 Copy = Callable[..., Source]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.absent import packing_command
-from utils.data.image_files import Mark, image_size
-from utils.data.images import MOST_LISTED, packed_marks
-from utils.data.masks import encode_mask, mask_areas
-from utils.data.store import Index, ReferStore, open_store, readable, scan
-from utils.data.workers import Workers, in_chunks
+from utils.data.masks import mask_areas
+from utils.data.store import Index, ReferStore, open_store, packing_command, readable, scan
+from utils.prepare.image_files import Mark, image_size
+from utils.prepare.images import MOST_LISTED, packed_marks
+from utils.prepare.masks import encode_mask
 from utils.prepare.records import count_index, encode_sentences, fingerprint, make_index
+from utils.prepare.workers import Workers, in_chunks
 
 CHUNK_RECORDS, CHUNK_IMAGES = 256, 16
 

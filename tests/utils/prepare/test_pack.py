@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.data import images
-from utils.data.facts import SplitFacts
-from utils.data.masks import to_record
+from utils.data.datasets import SplitFacts
 from utils.data.store import ReferStore, open_reader, scan, store_path
-from utils.prepare import aside, records
+from utils.prepare import images, records, writer
 from utils.prepare.annotations import Entry, Source
-from utils.prepare.packing import pack_dataset, packed_header
+from utils.prepare.masks import to_record
+from utils.prepare.pack import pack_dataset, packed_header
 from utils.prepare.refer import refer_source
 
 ROOT = Path(__file__).parents[3]
@@ -142,10 +141,10 @@ class Killed:
 
     def __init__(self, at: int) -> None:
         self.left = at
-        put, replace, copy = aside.Part.put, os.replace, aside.shutil.copyfile
-        aside.Part.put = lambda part, items: self.around(put, part, items)
-        aside.os.replace = lambda *paths: self.around(replace, *paths)
-        aside.shutil.copyfile = lambda *paths: self.around(copy, *paths)
+        put, replace, copy = writer.Part.put, os.replace, writer.shutil.copyfile
+        writer.Part.put = lambda part, items: self.around(put, part, items)
+        writer.os.replace = lambda *paths: self.around(replace, *paths)
+        writer.shutil.copyfile = lambda *paths: self.around(copy, *paths)
 
     def around(self, function: Callable, *arguments: Any) -> Any:
         self.tick()
@@ -216,7 +215,7 @@ def test_killed_at_any_moment_the_next_command_goes_on(
 
 def finished_splits(root: Path, dataset: str) -> dict[str, Any]:
     """What the file aside of a data set says of the splits that are finished in it."""
-    path = aside.part_path(store_path(root, dataset))
+    path = writer.part_path(store_path(root, dataset))
     if not path.exists():
         return {}
     with open_reader(path) as environment:
@@ -226,7 +225,7 @@ def finished_splits(root: Path, dataset: str) -> dict[str, Any]:
 
 SCRIPT = """
 import sys
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source
 source = refer_source(sys.argv[1], "refcoco")
 pack_dataset(sys.argv[1], source, accept_differences=True, workers=2)
@@ -241,7 +240,7 @@ def test_killed_workers_and_all(
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, start_new_session=True
     )
-    part = aside.part_path(store_path(tmp_path, name))
+    part = writer.part_path(store_path(tmp_path, name))
     while not part.exists():
         assert process.poll() is None
         time.sleep(0.001)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from utils.data.masks import decode_mask, to_record
+from utils.data.masks import decode_mask
 from utils.demo import COLOURS, KINDS, Object, Scene, matches, parse, writer
 from utils.demo.writer import write_demo
+from utils.prepare.masks import to_record
 from utils.prepare.refer import read_refs, refer_source
 
 REF_KEYS = {

@@ -9,7 +9,7 @@ import pytest
 from tools.dataset_statistics import says, split_statistics, words_of
 from utils.data.store import ReferStore
 from utils.prepare.annotations import Entry, Source
-from utils.prepare.packing import pack_dataset
+from utils.prepare.pack import pack_dataset
 
 # image, box of the mask in an image of 20 x 10 pixels, category, sentences
 OBJECTS = [

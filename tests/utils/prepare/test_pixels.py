@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data import pixels
 from utils.data.dataset import ReferDataset
-from utils.data.pixels import pack_pixels
 from utils.data.store import close_store, store_path
+from utils.prepare import pixels
+from utils.prepare.pixels import pack_pixels
 
 SIZE = 80
 

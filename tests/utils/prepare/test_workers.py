@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.data.workers import SMALL, Workers
+from utils.prepare.workers import SMALL, Workers
 
 ROOT = Path(__file__).parents[3]
 MY_PROCESS = "__import__('os').getpid()"
@@ -66,7 +66,7 @@ def test_no_workers_are_refused() -> None:
 
 def test_ctrl_c_ends_all_of_them() -> None:
     code = (
-        "import signal, time; from utils.data.workers import Workers\n"
+        "import signal, time; from utils.prepare.workers import Workers\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a background job
         "with Workers(2, 0) as workers:\n"
         "    for _ in workers.map(time.sleep, [0.1] * 1000): print('.', flush=True)"
@@ -91,8 +91,9 @@ def test_ctrl_c_ends_all_of_them() -> None:
 
 
 def test_importing_what_the_workers_run_is_light() -> None:
-    modules = "data.facts data.masks data.store data.images data.workers"
-    modules += " prepare.annotations prepare.packing prepare.records prepare.verification"
+    modules = "data.datasets data.masks data.store"
+    modules += " prepare.annotations prepare.pack"
+    modules += " prepare.images prepare.records prepare.verify prepare.workers"
     code = "import sys\n" + "".join(f"import utils.{name}\n" for name in modules.split())
     code += "print(sorted({'torch', 'cv2', 'open_clip'} & set(sys.modules)))"
     result = subprocess.run(

@@ -5,13 +5,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from utils.data.absent import packing_command, store_path
-from utils.data.image_files import Size
-from utils.data.images import ImagePacker, PackedImages, packed_marks
-from utils.data.store import FORMAT, ReferStore, raw_header
-from utils.data.workers import Workers
+from utils.data.store import FORMAT, ReferStore, packing_command, raw_header, store_path
 from utils.prepare.annotations import Source
-from utils.prepare.aside import alone_in
 from utils.prepare.counts import (
     Groups,
     Numbered,
@@ -22,8 +17,12 @@ from utils.prepare.counts import (
     refuse_differences,
     shared_images,
 )
+from utils.prepare.image_files import Size
+from utils.prepare.images import ImagePacker, PackedImages, packed_marks
 from utils.prepare.records import pack_records
-from utils.prepare.verification import verify_dataset
+from utils.prepare.verify import verify_dataset
+from utils.prepare.workers import Workers
+from utils.prepare.writer import lock_folder
 
 __all__ = ["pack_dataset", "packed_header", "source_checksums", "verify_dataset"]
 
@@ -60,7 +59,7 @@ def pack_dataset(
     for store in (path, store_path(root, source.image_store)):
         if store.is_dir():  # which could not be replaced in the end
             raw_header(store, packing_command(root, source.dataset))
-    with alone_in(path.parent):
+    with lock_folder(path.parent):
         groups = group_entries(source, source.read())
         checksums = source_checksums(source)
         differences = find_differences(source, groups)

@@ -18,8 +18,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from utils.data.masks import check_segmentation, decode_mask, encode_mask, mask_areas, to_record
+from utils.data.masks import decode_mask, mask_areas
 from utils.prepare.annotations import Entry
+from utils.prepare.masks import check_segmentation, encode_mask, to_record
 
 ROOT = Path(__file__).parents[3]
 H, W = 20, 30
@@ -151,7 +152,7 @@ def test_damaged_run_lengths_cannot_end_the_process() -> None:
     program = f"""
 import random, sys
 sys.path.insert(0, {str(ROOT)!r})
-from utils.data.masks import encode_mask
+from utils.prepare.masks import encode_mask
 chance = random.Random(0)
 refused = 0
 for _ in range(3000):

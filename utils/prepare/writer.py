@@ -140,7 +140,7 @@ def explained(path: Path, needed: int) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Make a folder and keep other packing commands out of it while the block runs.
 
     Raises:

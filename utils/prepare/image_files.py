@@ -3,18 +3,10 @@
 import hashlib
 import io
 from pathlib import Path
-from typing import NamedTuple
+
+from utils.data.store import Mark
 
 Size = tuple[int, int]  # height and width in pixels
-
-
-class Mark(NamedTuple):
-    """What is known of a packed image beside its bytes."""
-
-    sha256: str
-    num_bytes: int
-    height: int
-    width: int
 
 
 def read_images(folder: Path, names: list[str]) -> list[tuple[str, bytes, Mark | str]]:
