@@ -1,23 +1,21 @@
 """Segment what sentences name in pictures, exactly as test.py does by its native protocol.
 
 Writes <n>-mask.png (0 or 255, at the size of the picture) and <n>-overlay.png for the n-th
-sentence, and predictions.json, which says what belongs to which sentence. Several pictures get a
+sentence, and predictions.json, which lists the files of each sentence. Several pictures get a
 folder each. Prints how much of the picture each mask covers and where. A picture is turned as its
-EXIF orientation says. One that cannot be read gets a line, and the others are done.
+EXIF orientation says. A picture that cannot be read gets a line, and the others are segmented.
 
-Exit code: 0 if all was done, 1 if some pictures or pairs were not, 2 if nothing was.
+Exit code: 0 if everything was segmented, 1 if some pictures or pairs were not, 2 if none was.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from engine.prediction_inputs import Inputs
+from utils.cli import make_parser, run_command
 
 KINDS = ("mask", "overlay", "cutout", "probability", "rle")
-EXAMPLE = """examples:
+EXAMPLES = """\
   python predict.py --checkpoint pretrain/demo-etris.safetensors --image photo.jpg \\
       --text "the small red star" --text "the star on the left" --output found
   python predict.py --checkpoint best.safetensors --image pictures/ 'more/**/*.png' \\
@@ -27,13 +25,11 @@ EXAMPLE = """examples:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.safetensors of a run")
     parser.add_argument("--config", type=Path, help="default: the checkpoint's own")
     parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="key=value", help="keys that go over the config's"
+        "--opts", nargs="+", default=[], metavar="key=value", help="keys that replace the config's"
     )
     parser.add_argument(
         "--image", nargs="+", action="extend", metavar="PICTURE", help="files, folders and globs"
@@ -43,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--pairs",
         type=Path,
         metavar="TABLE",
-        help=".csv or .jsonl with image (from the table's folder) and sentence, "
+        help=".csv or .jsonl with image (relative to the table's folder) and sentence, "
         "in place of --image and --text",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
@@ -57,11 +53,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "rle as COCO has it, into predictions.json",
     )
     parser.add_argument(
-        "--threshold", type=float, help="the least probability of the mask; the config's without it"
+        "--threshold", type=float, help="pixels above this probability are mask (the config's)"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; a GPU if there is one")
     parser.add_argument(
-        "--logits", type=Path, metavar="FILE.npy", help="also keep the logits: float32 (N, H, W)"
+        "--logits", type=Path, metavar="FILE.npy", help="also write the logits: float32 (N, H, W)"
     )
     arguments = parser.parse_args(argv)
     if (arguments.pairs is None) == (arguments.image is None and arguments.text is None):
@@ -71,79 +67,50 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def predict(arguments: argparse.Namespace, inputs: "Inputs") -> int:
-    """Answer ``inputs``; return the exit code."""
+def predict(arguments: argparse.Namespace) -> int:
+    """Segment the pictures; return the exit code."""
     from engine.checkpoint import choose_config
     from engine.prediction import load
-    from engine.prediction_job import Job
+    from engine.prediction_io import Job, find_pictures, read_pairs, report_problem
     from utils.allocator import keep_freed_memory
 
+    if arguments.pairs is not None:
+        inputs = read_pairs(arguments.pairs)
+    else:
+        inputs = find_pictures(arguments.image, arguments.text)
+    output, logits_path = arguments.output, arguments.logits
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; name a folder")
+    if logits_path is not None and len(inputs.texts) > 1:
+        raise ValueError(
+            f"--logits {logits_path}: holds the logits of one picture, and {len(inputs.texts)} are "
+            "given; use --save probability"
+        )
+    for problem in inputs.problems:
+        report_problem(problem)
+    if not inputs.texts:
+        return 2
     keep_freed_memory()
     options = list(arguments.opts)
     if arguments.threshold is not None:
         options.append(f"eval.threshold={arguments.threshold}")
     config = choose_config(arguments.checkpoint, arguments.config, options)
-    job = Job(
-        load(arguments.checkpoint, config=config, device=arguments.device),
-        inputs,
-        arguments.output,
-        arguments.save,
-        arguments.logits,
-        tell=_print,
-        complain=_complain,
-    )
-    num_bad = job.run() + len(inputs.problems)
+    predictor = load(arguments.checkpoint, config=config, device=arguments.device)
+    job = Job(predictor, inputs, output, arguments.save, logits_path)
+    job.run()
     if job.num_replaced:
-        print(
-            f"note: {job.num_replaced} files of an earlier run were replaced in {arguments.output}",
-            file=sys.stderr,
-        )
-    if not num_bad:
+        note = f"note: replaced {job.num_replaced} files of an earlier run in {output}"
+        print(note, file=sys.stderr)
+    if job.num_done == len(inputs.texts) and not inputs.problems:
         return 0
     return 1 if job.num_done else 2
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    try:
-        from engine.prediction_inputs import from_pairs, from_pictures
-
-        if arguments.pairs is not None:
-            inputs = from_pairs(arguments.pairs)
-        else:
-            inputs = from_pictures(arguments.image, arguments.text)
-        _check(arguments, inputs)
-        for problem in inputs.problems:
-            _complain(problem)
-        return predict(arguments, inputs) if inputs.questions else 2
-    except ValueError as error:
-        _complain(str(error))
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; what is done stays", file=sys.stderr)
-        return 130
-
-
-def _check(arguments: argparse.Namespace, inputs: "Inputs") -> None:
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"--output {arguments.output}: is a file; name a folder")
-    if arguments.logits is not None and len(inputs.questions) > 1:
-        raise ValueError(
-            f"--logits {arguments.logits}: keeps those of one picture, and "
-            f"{len(inputs.questions)} are given; use --save probability"
-        )
-
-
-def _print(line: str) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(line)
-
-
-def _complain(line: str) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(f"error: {line}", file=sys.stderr)
+    return run_command(
+        lambda: predict(arguments), on_interrupt="\nstopped; the finished files stay"
+    )
 
 
 if __name__ == "__main__":

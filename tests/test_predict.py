@@ -1,4 +1,4 @@
-"""predict.py on folders, tables and damaged files: a tiny CLIP, nothing trained."""
+"""Run predict.py on folders, tables and damaged files, with an untrained model on a tiny CLIP."""
 
 import json
 import runpy
@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from engine.checkpoint import save_checkpoint
 from engine.prediction import load
-from engine.prediction_outputs import KINDS
+from engine.prediction_io import KINDS
 from model import build_segmenter
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "predict.py"))
@@ -44,7 +44,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def predict(checkpoint: Path, tmp_path: Path) -> Callable[..., int]:
-    """Runs predict.py into ``out/``; returns its exit code."""
+    """Run predict.py into ``out/``; return its exit code."""
 
     def run(*words: str | Path) -> int:
         arguments = ["--checkpoint", checkpoint, "--output", tmp_path / "out", *words]
@@ -57,11 +57,11 @@ def index(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "out" / "predictions.json").read_text(encoding="utf-8"))
 
 
-def test_choices_are_what_can_be_written() -> None:
+def test_every_kind_of_output_is_a_choice() -> None:
     assert {*KINDS, "rle"} == set(SCRIPT["KINDS"])
 
 
-def test_a_folder_is_answered_and_every_output_agrees(
+def test_every_output_of_a_folder_agrees_with_a_call(
     predict: Callable[..., int], checkpoint: Path, pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
     texts = ["a star", "the ring"]
@@ -95,7 +95,7 @@ def test_a_folder_is_answered_and_every_output_agrees(
     assert capsys.readouterr().out.count("\n") == 4
 
 
-def test_bad_files_get_a_line_and_the_rest_goes_on(
+def test_bad_files_get_a_line_and_the_others_are_segmented(
     predict: Callable[..., int], pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
     (pictures / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
@@ -106,37 +106,35 @@ def test_bad_files_get_a_line_and_the_rest_goes_on(
     )
     assert predict("--pairs", table) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
-    assert "pairs.csv: line 4: no 'sentence'" in lines[0]
-    assert "broken.jpg: no picture that can be decoded" in lines[1]
-    assert "none.png: no such picture" in lines[2]
+    for line, named in zip(lines, ("pairs.csv: line 4", "broken.jpg", "none.png"), strict=True):
+        assert line.startswith("error: ") and named in line
     assert [row["files"]["mask"] for row in index(tmp_path)] == ["a/1-mask.png"]
     assert (tmp_path / "out" / "a" / "1-overlay.png").exists()
     assert predict("--image", pictures / "broken.jpg", "--text", "a star") == 2
 
 
-def test_replacing_the_files_of_another_run_is_told(
+def test_replaced_files_of_an_earlier_run_are_counted(
     predict: Callable[..., int], pictures: Path, capsys: Any
 ) -> None:
     for text in ("a star", "the ring"):
         assert predict("--image", pictures / "a.png", "--text", text) == 0
-    assert "note: 2 files of an earlier run were replaced in" in capsys.readouterr().err
+    assert "replaced 2 files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
         (["--threshold", "1.5"], "eval.threshold"),
-        (["--device", "gpu"], "no device 'gpu'"),
-        (["--logits", "all.npy"], "keeps those of one picture, and 2 are given"),
+        (["--device", "gpu"], "'gpu'"),
+        (["--logits", "all.npy"], "all.npy"),
     ],
 )
-def test_options_that_cannot_be_are_explained(
-    predict: Callable[..., int], pictures: Path, capsys: Any, words: list[str], message: str
+def test_wrong_options_are_named(
+    predict: Callable[..., int], pictures: Path, capsys: Any, words: list[str], named: str
 ) -> None:
     assert predict("--image", pictures, "--text", "a star", *words) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert error.startswith("error: ") and named in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [[], ["--image", "a.png"], ["--pairs", "p.csv", "--text", "a"]])

@@ -281,8 +281,8 @@ def test_prediction_agrees_exactly_with_testing_and_batches_change_nothing(
     ("image", "text", "message"),
     [
         ("missing.jpg", "a star", "missing.jpg: no such picture"),
-        ("broken.jpg", "a star", "broken.jpg: no picture that can be decoded"),
-        ("empty.jpg", "a star", "empty.jpg: no picture that can be decoded"),
+        ("broken.jpg", "a star", "broken.jpg: cannot be decoded"),
+        ("empty.jpg", "a star", "empty.jpg: cannot be decoded"),
         ("good.png", "  ", "--text number 1 is empty"),
     ],
 )

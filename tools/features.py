@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if output.suffix != ".png":
             raise ValueError(f"--output {output} should end in .png")
         from engine.checkpoint import choose_config, load_segmenter
-        from engine.picture_files import read_image
+        from engine.prediction_io import read_image
         from tools.feature_maps import look
         from tools.feature_sheet import draw
         from utils.distributed import start_processes

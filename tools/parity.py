@@ -193,7 +193,7 @@ def open_case(
     """
     import torch
 
-    from engine.picture_files import read_image
+    from engine.prediction_io import read_image
     from model import build_segmenter
 
     torch.set_num_threads(THREADS)

@@ -228,7 +228,7 @@ def test_the_tool_writes_one_picture(
     wrong = {
         "--text is empty": [*argv, "--text", "  "],
         "no such picture": [*argv, "--text", TEXT, "--image", missing],
-        "no picture, but a folder": [*argv, "--text", TEXT, "--image", str(tmp_path)],
+        "a folder, not a picture": [*argv, "--text", TEXT, "--image", str(tmp_path)],
         "no such checkpoint": [*argv, "--text", TEXT, "--checkpoint", missing],
         "should end in .png": [*argv, "--text", TEXT, "--output", "features.jpg"],
         "cannot be written": [*argv, "--text", TEXT, "--output", taken],

@@ -1,12 +1,11 @@
 """Pictures to begin with: scenes as the demo data have them, or the user's own."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from engine.prediction_inputs import from_pictures
+from engine.prediction_io import find_pictures
 from utils.demo.drawing import render
 from utils.demo.language import draw_expression
 from utils.demo.scenes import make_scene
@@ -42,11 +41,9 @@ def read_examples(words: Sequence[str]) -> list[Example]:
     Raises:
         ValueError: a picture that is missing, too large or damaged, or too many of them.
     """
-    inputs = from_pictures(words, [])
+    inputs = find_pictures(words, [])
     if inputs.problems:
         raise ValueError(f"--examples: {inputs.problems[0]}")
-    if len(inputs.questions) > MOST_EXAMPLES:
-        raise ValueError(
-            f"--examples: {len(inputs.questions)} pictures; name {MOST_EXAMPLES} at most"
-        )
-    return [Example(read_limited(Path(question.path)), []) for question in inputs.questions]
+    if len(inputs.texts) > MOST_EXAMPLES:
+        raise ValueError(f"--examples: {len(inputs.texts)} pictures; name {MOST_EXAMPLES} at most")
+    return [Example(read_limited(path), []) for path in inputs.texts]

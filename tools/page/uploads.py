@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.picture_files import read_image
+from engine.prediction_io import read_image
 
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 25_000_000
