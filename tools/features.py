@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if output.suffix != ".png":
             raise ValueError(f"--output {output} should end in .png")
-        from engine.checkpoint import choose_config, load_segmenter
+        from engine.checkpoint import choose_config, load_segmenter, read_checkpoint
         from engine.prediction_io import read_image
         from tools.feature_maps import look
         from tools.feature_sheet import draw
@@ -52,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         from utils.pictures import write_image
 
         image = read_image(arguments.image)
-        config = choose_config(arguments.checkpoint, arguments.config, arguments.opts)
-        segmenter = load_segmenter(config, arguments.checkpoint)
+        checkpoint = read_checkpoint(arguments.checkpoint)
+        config = choose_config(checkpoint, arguments.config, arguments.opts)
+        segmenter = load_segmenter(checkpoint, config)
         with start_processes() as processes:
             sight = look(segmenter, config, image, arguments.text, device=processes.device)
         try:
