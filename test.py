@@ -10,6 +10,7 @@ were made with; `--protocol native released` gives both, in one pass through the
 """
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -101,9 +102,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from loguru import logger
 
-        from engine.checkpoint import choose_config, read_checkpoint
+        from engine.checkpoint import choose_config
         from engine.record import open_recording
-        from engine.scoring import Scoring, default_output, tables
+        from engine.scoring import Scoring, default_output
         from utils.distributed import start_processes
         from utils.logging import start_logging
 
@@ -112,24 +113,24 @@ def main(argv: list[str] | None = None) -> int:
             start_logging(rank=processes.rank)
             if arguments.checkpoint is None:
                 logger.info(f"scoring {checkpoint}")
-            read = read_checkpoint(checkpoint)
-            config = choose_config(read, arguments.config, arguments.opts)
+            config = choose_config(checkpoint, arguments.config, arguments.opts)
             recording = None
             if arguments.record is not None:  # a mistake is told before hours of scoring
                 recording = open_recording(checkpoint, config, arguments.record)
             scoring = Scoring(
                 config=config,
-                checkpoint=read,
+                checkpoint=checkpoint,
                 output=arguments.output or default_output(checkpoint),
                 processes=processes,
                 num_pictures=arguments.pictures,
                 protocols=tuple(dict.fromkeys(arguments.protocol or [config.eval.protocol])),
             )
-            results = scoring.run(arguments.splits)
+            report = scoring.run(arguments.splits)
             if processes.is_main:
-                print(tables(results))
+                print(report)
                 if recording is not None:
-                    print(recording.write(results))
+                    results = (scoring.output / "results.json").read_text("utf-8")
+                    print(recording.write(json.loads(results)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

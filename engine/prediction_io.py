@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from engine.threshold import found
 from utils.files import atomic_write, write_bytes, write_text
+from utils.images import overlay
 from utils.logging import progress_bar
-from utils.pictures import overlay
 
 if TYPE_CHECKING:
     from engine.prediction import Predictor

@@ -123,7 +123,7 @@ def write_sheet(
     import numpy as np
 
     from tools.reference_sheet import reference_sheet
-    from utils.pictures import write_image
+    from utils.images import write_image
 
     number = min(arguments.sample, len(statistics.rows))
     rng = np.random.default_rng(arguments.seed)

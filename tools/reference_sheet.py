@@ -5,16 +5,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from utils.lettering import BLACK, GREY, lettering, wrap
-from utils.pictures import overlay
+from utils.images import BLACK, GREY, draw_text, grid, overlay, stack
 
 SIDE = 300  # the longer side of a picture, in pixels
 GAP = 16
 COLUMNS = 6
-SMALL = 12  # letters of the title
+SMALL = 11  # letters of the title
 INDENT = 12
 MOST_SENTENCES = 8  # one's own data may have any number
-MOST_ROWS = 6  # of a sentence
+MOST_LINES = 6  # of a sentence
 OUTLINE = (255, 0, 200)  # which photographs hardly have
 RING = 10  # pixels around an object that is smaller than that
 DIMMED = 0.55  # brightness beside the mask: dark enough to see it, light enough to see the rest
@@ -31,30 +30,22 @@ class Reference(NamedTuple):
 
 
 def reference_sheet(references: list[Reference]) -> np.ndarray:
-    """Pictures in rows of six, uint8 (H, W, 3); sentences that were not asked for are grey."""
-    rows = []
-    for first in range(0, len(references), COLUMNS):
-        cells = [_cell(reference) for reference in references[first : first + COLUMNS]]
-        height = max(len(cell) for cell in cells) + GAP
-        rows.append(np.hstack([_pad(cell, height=height, width=SIDE + GAP) for cell in cells]))
-    width = max(row.shape[1] for row in rows)
-    rows = [_pad(row, height=len(row), width=width) for row in rows]
-    return np.pad(np.concatenate(rows), ((GAP, 0), (GAP, 0), (0, 0)), constant_values=255)
+    """Draw pictures in rows of six, uint8 (H, W, 3); sentences not asked for are grey."""
+    sheet = grid([_cell(reference) for reference in references], COLUMNS, gap=GAP)
+    return np.pad(sheet, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=255)
 
 
 def _cell(reference: Reference) -> np.ndarray:
-    """Picture, title and sentences: (H, SIDE, 3)."""
+    """Draw picture, title and sentences: (H, SIDE, 3)."""
     strips = [_picture(reference), _blank(6)]
-    title = wrap(reference.title, SIDE, size=SMALL, most_rows=1)
-    strips += [lettering(title, SIDE, size=SMALL, colour=GREY), _blank(4)]
+    strips += [draw_text(reference.title, SIDE, size=SMALL, colour=GREY, max_lines=1), _blank(4)]
     for text, is_asked in reference.sentences[:MOST_SENTENCES]:
-        rows = wrap(text, SIDE - INDENT, most_rows=MOST_ROWS)
         colour = BLACK if is_asked else GREY
-        bullet = lettering(["•", *[""] * (len(rows) - 1)], INDENT, colour=colour)
-        strips.append(np.hstack([bullet, lettering(rows, SIDE - INDENT, colour=colour)]))
+        lines = draw_text(text, SIDE - INDENT, colour=colour, max_lines=MOST_LINES)
+        strips.append(grid([draw_text("•", INDENT, colour=colour), lines], 2, gap=0))
     if (more := len(reference.sentences) - MOST_SENTENCES) > 0:
-        strips.append(lettering([f"and {more} more"], SIDE, size=SMALL, colour=GREY))
-    return np.concatenate(strips)
+        strips.append(draw_text(f"and {more} more", SIDE, size=SMALL, colour=GREY))
+    return stack(strips)
 
 
 def _picture(reference: Reference) -> np.ndarray:
@@ -83,8 +74,3 @@ def _picture(reference: Reference) -> np.ndarray:
 
 def _blank(height: int) -> np.ndarray:
     return np.full((height, SIDE, 3), 255, np.uint8)
-
-
-def _pad(picture: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    below, beside = height - picture.shape[0], width - picture.shape[1]
-    return np.pad(picture, ((0, below), (0, beside), (0, 0)), constant_values=255)

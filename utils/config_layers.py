@@ -32,14 +32,13 @@ class Layer(NamedTuple):
         return True
 
 
-def merge_layers(
-    trees: Sequence[tuple[str, Mapping[str, Any]]],
-    overrides: Sequence[str],
-    defaults: dict[str, Any],
+def read_layers(
+    path: Path, overrides: Sequence[str], defaults: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Layer]]:
-    """Merge ``defaults``, ``trees`` with the names of their sources, and ``overrides``."""
+    """Merge ``defaults``, the bases of ``path``, ``path`` and ``overrides``, in that order."""
     refuse_flat(overrides)
-    layers = [Layer("default", (), defaults), *(Layer(name, (), tree) for name, tree in trees)]
+    files = _read_files(path)
+    layers = [Layer("default", (), defaults), *(Layer(name, (), tree) for name, tree in files)]
     values: dict[str, Any] = {}
     for layer in layers:
         values = _merge(values, layer.value, defaults)
@@ -82,7 +81,7 @@ def explain(
             yield f"{source}: {where}: {value!r}: {reason}"
 
 
-def read_files(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _read_files(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The bases of ``path``, the lowest first, then ``path``, each with its name for errors."""
     files: list[tuple[str, dict[str, Any]]] = []
     problems, read, following = [], set(), [path]

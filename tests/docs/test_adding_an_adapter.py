@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pages import ROOT, blocks, read
 
-from engine.checkpoint import read_checkpoint
+from engine.checkpoint import read_metadata
 from engine.parameters import count
 from model.adapters import ADAPTERS
 from model.loss import text_to_pixel_loss
@@ -81,7 +81,7 @@ def test_the_page_is_followed_in_a_copy_of_the_project(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "9,216" in ran.stdout and "shows 9,216 parameters attached" in read(PAGE)
     folder = tmp_path / "runs/demo-ssf_vit"
-    assert read_checkpoint(folder / "best.safetensors").metadata["step"] == 2
+    assert read_metadata(folder / "best.safetensors")["step"] == 2
     scores = json.loads((folder / "test/results.json").read_text())["splits"]
     assert set(scores) == {"val", "testA", "testB"}
 
@@ -105,7 +105,7 @@ def test_it_starts_at_clip_trains_and_only_adds_state(
         name for name, parameter in adapted.encoder.named_parameters() if parameter.requires_grad
     }
     assert len(added) == 2 * 2 * 12 * (2 if kind == "vit" else 1)
-    logits = adapted.train()(image, ids)
+    logits, _ = adapted.train()(image, ids)
     text_to_pixel_loss(logits, mask).backward()
     torch.optim.SGD(adapted.parameter_groups(lr=0.1, encoder_lr_scale=1.0)).step()
     changed = {key for key, value in adapted.state_dict().items() if not value.equal(before[key])}

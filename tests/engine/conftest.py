@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from engine.checkpoint import load_state
+from engine.resume import load_state
 from engine.trainer import Trainer
 from tools.parity import read_keys
 from utils.config import Config
@@ -97,10 +97,11 @@ class FakeSegmenter(nn.Module):
     def encode_image(self, image: Tensor) -> Tensor:
         return self.frozen(image.float() / 255)
 
-    def forward(self, image: Tensor | list[Tensor], ids: Tensor) -> Tensor:
+    def forward(self, image: Tensor | list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
         x = self.encode_image(image) if isinstance(image, Tensor) else torch.cat(image)
         x = x + self.words(ids).mean(dim=1)[:, :, None, None]
-        return self.head(self.dropout(self.norm(x)).relu())
+        logits = self.head(self.dropout(self.norm(x)).relu())
+        return logits, logits.new_zeros(())
 
     def hyperparameters(self) -> dict[str, dict[str, Any]]:
         return {}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.checkpoint import load_segmenter, read_checkpoint, save_checkpoint
+from engine.checkpoint import load_segmenter, read_config, save_checkpoint
 from model import Segmenter
 from model.backbones import BACKBONES, CLIP
 from model.loss import text_to_pixel_loss
@@ -54,8 +54,8 @@ def five() -> tuple[Tensor, Tensor]:
 
 def loss_of(segmenter: torch.nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     image, ids, mask = batch
-    logits = segmenter(image, ids)
-    return text_to_pixel_loss(logits, mask)
+    logits, aux_loss = segmenter(image, ids)
+    return text_to_pixel_loss(logits, mask) + aux_loss
 
 
 def read(segmenter: Segmenter, image: Tensor, ids: Tensor) -> Any:
@@ -138,7 +138,7 @@ def test_each_mask_is_the_same_alone_and_in_a_batch_of_five(
     pieces = [(image[i : i + 1], ids[i : i + 1]) for i in range(5)]
     features = [read(segmenter.eval(), *piece) for piece in pieces]
     with torch.no_grad():
-        together, alone = segmenter(image, ids), [segmenter(*piece) for piece in pieces]
+        together, alone = segmenter(image, ids)[0], [segmenter(*piece)[0] for piece in pieces]
         torch.testing.assert_close(together, torch.cat(alone))
         segmenter.train()  # nothing of the side network changes in training
         together = segmenter.side(read(segmenter.eval(), image, ids), ids)
@@ -170,7 +170,7 @@ def test_longer_padding_changes_no_mask(tiny_segmenter: Make, batch: Any) -> Non
     torch.nn.init.normal_(segmenter.side.image_out.weight, std=0.1)
     with torch.no_grad():
         torch.testing.assert_close(
-            segmenter(image, ids[:, :7]), segmenter(image, ids), rtol=1e-4, atol=1e-5
+            segmenter(image, ids[:, :7])[0], segmenter(image, ids)[0], rtol=1e-4, atol=1e-5
         )
 
 
@@ -221,14 +221,14 @@ def test_a_checkpoint_holds_it(
     torch.nn.init.normal_(segmenter.side.image_out.weight)
     save_checkpoint(path, segmenter, config, everything=everything)
     torch.manual_seed(8)
-    loaded = load_segmenter(read_checkpoint(path))
+    loaded = load_segmenter(read_config(path), path)
     with torch.no_grad():
-        wanted = segmenter.eval()(*batch[:2])
-        assert torch.equal(loaded.eval()(*batch[:2]), wanted)
+        wanted = segmenter.eval()(*batch[:2])[0]
+        assert torch.equal(loaded.eval()(*batch[:2])[0], wanted)
     values = config.to_dict()
     values["model"]["side"] = None
     with pytest.raises(ValueError, match=r"model\.side\b"):
-        load_segmenter(read_checkpoint(path), Config.from_dict(values))
+        load_segmenter(Config.from_dict(values), path)
 
 
 def test_positions_are_resized_for_another_image_size(
@@ -242,14 +242,14 @@ def test_positions_are_resized_for_another_image_size(
     save_checkpoint(path, segmenter, config)
     values = config.to_dict()
     values["data"]["image_size"] = 96
-    loaded = load_segmenter(read_checkpoint(path), Config.from_dict(values))
+    loaded = load_segmenter(Config.from_dict(values), path)
     rows = loaded.side.positions.detach().unflatten(0, (6, 6))
     assert rows.std(dim=1).max() < 1e-6  # all columns alike
     assert (rows[1:, 0, 0] > rows[:-1, 0, 0]).all()
     assert torch.equal(loaded.side.queries, segmenter.side.queries)
     values["model"]["side"] = GST | {"queries": 6}
     with pytest.raises(ValueError, match=r"model\.side\.queries is 5 in it and 6 in the config"):
-        load_segmenter(read_checkpoint(path), Config.from_dict(values))
+        load_segmenter(Config.from_dict(values), path)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,14 @@ from model.backbones.blocks import STAGE_ENDS, STEPS, to_tokens
 from model.backbones.eva import RotaryAttention
 from model.side.gst import global_prior
 from tools import features as tool
-from tools.feature_maps import PLAIN, attention_weights, look, recorded
-from tools.feature_sheet import WIDTH, draw
+from tools.feature_maps import (
+    PLAIN,
+    WIDTH,
+    attention_weights,
+    draw_sheet,
+    recorded,
+    view_model,
+)
 from utils.config import Config
 from utils.data.tokenizer import END, START, tokenize
 from utils.data.transforms import letterbox_image
@@ -78,17 +84,17 @@ def test_maps_without_are_those_of_the_frozen_clip(
 ) -> None:
     segmenter, config = make(kind, model)
     before = {key: value.clone() for key, value in segmenter.state_dict().items()}
-    sight = look(segmenter, config, image, TEXT, device=CPU)
-    plain = sight.maps[PLAIN]
+    view = view_model(segmenter, config, image, TEXT, device=CPU)
+    plain = view.maps[PLAIN]
     assert all(map(torch.equal, plain, frozen_maps(config, image)))
-    rows = list(sight.maps)
+    rows = list(view.maps)
     assert rows == (
         [PLAIN, "with snf, without the bridges", "with snf and intertwine"]
         if model
         else [PLAIN, "with bridger"]
     )
     for label in rows[1:]:
-        assert not any(map(torch.equal, plain, sight.maps[label]))
+        assert not any(map(torch.equal, plain, view.maps[label]))
     after = segmenter.state_dict()
     assert after.keys() == before.keys()
     assert all(value.equal(before[key]) for key, value in after.items())
@@ -97,14 +103,14 @@ def test_maps_without_are_those_of_the_frozen_clip(
 
 def test_each_cell_spends_its_attention_on_the_words(make: Callable, image: np.ndarray) -> None:
     segmenter, config = make("joint", BARLERIA)
-    sight = look(segmenter, config, image, TEXT, device=CPU)
-    assert sight.words == (START, *TEXT.split(), END)
-    decoder, tower = sight.attention["decoder"], sight.attention["intertwine"]
+    view = view_model(segmenter, config, image, TEXT, device=CPU)
+    assert view.words == (START, *TEXT.split(), END)
+    decoder, tower = view.attention["decoder"], view.attention["intertwine"]
     assert decoder.shape == tower.shape == (5, 4, 4)
     assert torch.allclose(decoder.sum(dim=0), torch.ones(4, 4))
     total = tower.sum(dim=0)
     assert (total > 0).all() and (total < 1).all()
-    assert set(sight.absent) == {"bridger"}
+    assert set(view.absent) == {"bridger"}
 
 
 @pytest.mark.parametrize("refresh", ["block", "once"])
@@ -116,12 +122,12 @@ def test_words_are_found_among_the_keys_of_the_tower(
     blocks = [block.attention.branch for block in segmenter.encoder.clip.visual.blocks]
     keeps = []
     with recorded(blocks, lambda _, given, __: keeps.append(given["keep"][0])):
-        sight = look(segmenter, config, image, TEXT, device=CPU)
+        view = view_model(segmenter, config, image, TEXT, device=CPU)
     words = slice(-9, None) if refresh == "block" else slice(1, 10)
     assert len(keeps) == STEPS
     assert all(keep[words].sum() == 5 and (~keep).sum() == 4 for keep in keeps)
     # about one token in 26 each, however the random weights fall
-    assert 0.05 < sight.attention["intertwine"].sum(dim=0).mean() < 0.6
+    assert 0.05 < view.attention["intertwine"].sum(dim=0).mean() < 0.6
 
 
 @pytest.mark.parametrize("kind", ["plain", "rotary"])
@@ -151,7 +157,7 @@ def test_no_hook_is_left_by_a_pass_that_fails() -> None:
 
 def test_prior_is_the_factor_of_global_prior(make: Callable, image: np.ndarray) -> None:
     segmenter, config = make("joint", BARLERIA)
-    sight = look(segmenter, config, image, TEXT, device=CPU)
+    view = view_model(segmenter, config, image, TEXT, device=CPU)
     square, _ = letterbox_image(image, config.data.image_size)
     pixels = torch.from_numpy(square).permute(2, 0, 1)[None]
     ids, _ = tokenize(TEXT, 9)
@@ -160,8 +166,8 @@ def test_prior_is_the_factor_of_global_prior(make: Callable, image: np.ndarray) 
         words = segmenter.side.narrow(features.words)
         cells = segmenter.side.narrow(to_tokens(features.joint))
         expected = global_prior(words, cells, ids != 0)[:, 9:]
-    assert sight.prior.shape == (4, 4) and sight.prior.min() >= 0 and sight.prior.max() <= 1 + 1e-6
-    assert torch.allclose(sight.prior.flatten()[None, :, None] * cells, expected, atol=1e-5)
+    assert view.prior.shape == (4, 4) and view.prior.min() >= 0 and view.prior.max() <= 1 + 1e-6
+    assert torch.allclose(view.prior.flatten()[None, :, None] * cells, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [None, GST])
@@ -184,29 +190,29 @@ def test_bridges_on_eva(
         }
     )
     segmenter = build_segmenter(config.model, image_size=64, max_words=9, load_weights=False)
-    sight = look(segmenter, config, image, TEXT, device=CPU)
-    assert set(sight.attention) == {"bridger", "intertwine"}
-    assert set(sight.absent) == {"decoder"} | (set() if side else {"prior"})
-    assert draw(sight).shape[1] > WIDTH
+    view = view_model(segmenter, config, image, TEXT, device=CPU)
+    assert set(view.attention) == {"bridger", "intertwine"}
+    assert set(view.absent) == {"decoder"} | (set() if side else {"prior"})
+    assert draw_sheet(view).shape[1] > WIDTH
 
 
 def test_nothing_attached_is_one_row(make: Callable, image: np.ndarray) -> None:
     segmenter, config = make("resnet", {"bridges": []})
-    sight = look(segmenter, config, image, TEXT, device=CPU)
-    assert list(sight.maps) == [PLAIN]
-    assert set(sight.absent) == {"bridger", "intertwine", "prior"}
-    assert "nothing attached" in sight.model
+    view = view_model(segmenter, config, image, TEXT, device=CPU)
+    assert list(view.maps) == [PLAIN]
+    assert set(view.absent) == {"bridger", "intertwine", "prior"}
+    assert "nothing attached" in view.model
 
 
 def test_sentences_of_any_length_and_script(make: Callable, image: np.ndarray) -> None:
     segmenter, config = make("resnet")
-    short = look(segmenter, config, image, "左边的 cat", device=CPU)
+    short = view_model(segmenter, config, image, "左边的 cat", device=CPU)
     assert short.words[0] == START and "左边的" in short.words and short.words[-1] == END
     assert torch.allclose(short.attention["decoder"].sum(dim=0), torch.ones(2, 2).repeat(2, 2))
-    long = look(segmenter, config, image, "the man " * 60, device=CPU)
+    long = view_model(segmenter, config, image, "the man " * 60, device=CPU)
     assert long.words == (START, *["the", "man"] * 3, "the", END)
     assert long.absent["sentence"] == "it has 122 tokens and is cut to 9"
-    assert len(draw(long)) > len(draw(short))
+    assert len(draw_sheet(long)) > len(draw_sheet(short))
 
 
 def test_the_tool_writes_one_picture(
