@@ -69,7 +69,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Segment the pictures; return the exit code."""
-    from engine.checkpoint import choose_config
+    from engine.checkpoint import choose_config, read_checkpoint
     from engine.prediction import load
     from engine.prediction_io import Job, find_pictures, read_pairs, report_problem
     from utils.allocator import keep_freed_memory
@@ -94,7 +94,7 @@ def predict(arguments: argparse.Namespace) -> int:
     options = list(arguments.opts)
     if arguments.threshold is not None:
         options.append(f"eval.threshold={arguments.threshold}")
-    config = choose_config(arguments.checkpoint, arguments.config, options)
+    config = choose_config(read_checkpoint(arguments.checkpoint), arguments.config, options)
     predictor = load(arguments.checkpoint, config=config, device=arguments.device)
     job = Job(predictor, inputs, output, arguments.save, logits_path)
     job.run()

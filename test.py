@@ -10,7 +10,6 @@ were made with; `--protocol native released` gives both, in one pass through the
 """
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -102,9 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from loguru import logger
 
-        from engine.checkpoint import choose_config
+        from engine.checkpoint import choose_config, read_checkpoint
         from engine.record import open_recording
-        from engine.scoring import Scoring, default_output
+        from engine.scoring import Scoring, default_output, tables
         from utils.distributed import start_processes
         from utils.logging import start_logging
 
@@ -113,24 +112,24 @@ def main(argv: list[str] | None = None) -> int:
             start_logging(rank=processes.rank)
             if arguments.checkpoint is None:
                 logger.info(f"scoring {checkpoint}")
-            config = choose_config(checkpoint, arguments.config, arguments.opts)
+            read = read_checkpoint(checkpoint)
+            config = choose_config(read, arguments.config, arguments.opts)
             recording = None
             if arguments.record is not None:  # a mistake is told before hours of scoring
                 recording = open_recording(checkpoint, config, arguments.record)
             scoring = Scoring(
                 config=config,
-                checkpoint=checkpoint,
+                checkpoint=read,
                 output=arguments.output or default_output(checkpoint),
                 processes=processes,
                 num_pictures=arguments.pictures,
                 protocols=tuple(dict.fromkeys(arguments.protocol or [config.eval.protocol])),
             )
-            report = scoring.run(arguments.splits)
+            results = scoring.run(arguments.splits)
             if processes.is_main:
-                print(report)
+                print(tables(results))
                 if recording is not None:
-                    results = (scoring.output / "results.json").read_text("utf-8")
-                    print(recording.write(json.loads(results)))
+                    print(recording.write(results))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

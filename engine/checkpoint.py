@@ -1,32 +1,84 @@
-"""Checkpoints: what trained (or everything), with the story of how it came about beside it.
+"""Write and read checkpoints: ``best.safetensors`` of a model, ``last.pt`` of a run in progress.
 
-One safetensors file, readable without running code. Its metadata is JSON: the config, the name and
-SHA-256 of the backbone, and whatever the writer adds (step, scores, commit, versions, data).
+``best.safetensors`` holds what trained (or everything) and can be read without running code. Its
+header is JSON: the config, the backbone's name and SHA-256, and what the writer adds (step, scores,
+commit, versions, data). ``last.pt`` holds all that a run needs to continue exactly.
 """
 
 import json
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from loguru import logger
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from engine.differences import differences
+from engine.precision import scoring_precision, store_for_inference
 from model import Segmenter, build_segmenter
+from model.backbones import BACKBONES, sha256_of
 from model.segmenter import shorten
-from utils.config import Config, load_config
+from utils import files
+from utils.config import Config, load_config, override_config
+from utils.distributed import Processes
 
 FORMAT = "referring-segmentation-1"
-# Without effect on a loaded model: the file's place (its hash counts), and what training reads.
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS_FOLDER = "pretrain"
+WEIGHTS_SUFFIXES = {".bin", ".pt", ".pth", ".safetensors"}
+# These keys do not change a loaded model: the file's path (its hash counts), and training options.
 _IRRELEVANT = (
     "backbone.weights",
     "decoder.dropout",
     "decoder.initial_kernel",
     "decoder.train_connect",
 )
+State = dict[str, Any]  # of last.pt
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The header of a checkpoint file.
+
+    Attributes:
+        config: the one of training; keys newer than the file have their defaults.
+        metadata: the whole header: ``holds`` ("trainable" or "everything"), ``config``,
+            ``backbone``, ``hyperparameters`` and what the writer added.
+    """
+
+    path: Path
+    config: Config
+    metadata: Mapping[str, Any]
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        return files.sha256_of(self.path)
+
+    def sentence_length(self, config: Config) -> int:
+        """Return how many tokens of every sentence the model reads under ``config``, with padding.
+
+        That is the length of training, whatever the model is scored on, since modules between the
+        towers read the padding too. A longer ``data.max_words`` makes it longer.
+        """
+        return max(config.data.max_words or 0, self.config.data.longest_sentence)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in eval mode on its device, its weights stored in ``precision``; see ``config``."""
+
+    segmenter: Segmenter
+    config: Config
+    checkpoint: Checkpoint
+    precision: str
 
 
 def save_checkpoint(
@@ -39,14 +91,12 @@ def save_checkpoint(
 ) -> None:
     """Write what ``segmenter`` trained to ``path``, or with ``everything`` the frozen CLIP too.
 
-    It holds everything unasked where all of it trained, and where the backbone has no file of
-    weights, so that it could not be found again by its hash. ``extra`` is added to the metadata and
-    must be JSON.
+    The file always holds everything if all of it trained, or if the backbone has no file of
+    weights that its hash could find. ``extra`` is added to the header and must be JSON.
     """
     state, trained = segmenter.state_dict(), segmenter.trainable_state()
     everything = everything or segmenter.backbone["sha256"] is None or len(trained) == len(state)
-    state = state if everything else trained
-    story = {
+    metadata = {
         "holds": "everything" if everything else "trainable",
         "config": config.to_dict(),
         "backbone": {key: segmenter.backbone[key] for key in ("name", "sha256")},
@@ -54,161 +104,241 @@ def save_checkpoint(
         **(extra or {}),
     }
     # Clones: safetensors refuses tensors that share memory.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    # save_file would make a file that nobody but its owner may read
-    aside.write_bytes(save(tensors, metadata={"format": FORMAT, "story": json.dumps(story)}))
-    os.replace(aside, path)
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in (state if everything else trained).items()
+    }
+    # safetensors' own save_file would make a file that only its owner may read
+    header = {"format": FORMAT, "story": json.dumps(metadata)}
+    files.write_bytes(path, save(tensors, metadata=header))
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """``holds`` ("trainable" or "everything"), ``config``, ``backbone`` and what else was saved.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the header of a checkpoint.
 
-    Raises ``ValueError`` if ``path`` is missing or not a checkpoint of this project.
+    Raises:
+        ValueError: ``path`` is missing or not a checkpoint of this project.
     """
-    if path.is_dir():
-        raise ValueError(
-            f"{path}: no such checkpoint, but a folder; give the best.safetensors in it"
-        )
     if not path.is_file():
-        raise ValueError(
-            f"{path}: no such checkpoint; train.py writes best.safetensors to its folder"
+        reason = (
+            "is a folder; give the best.safetensors in it"
+            if path.is_dir()
+            else "no such checkpoint; train.py writes best.safetensors to its folder"
         )
+        raise ValueError(f"{path}: {reason}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = file.metadata() or {}
     except SafetensorError:
-        raise ValueError(f"{path}: {_what_else(path)}") from None
-    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: {_describe_other_file(path)}") from None
+    if header.get("format") != FORMAT:
         raise ValueError(
-            f"{path}: a safetensors file, but no checkpoint of this project (its metadata lacks "
-            f"format {FORMAT}); give the best.safetensors that train.py wrote"
+            f"{path}: is a safetensors file, but not a checkpoint of this project (its metadata "
+            f"lacks format {FORMAT}); give the best.safetensors that train.py wrote"
         )
-    return json.loads(metadata["story"])
+    metadata = json.loads(header["story"])
+    return Checkpoint(path, Config.from_dict(metadata["config"], source=str(path)), metadata)
 
 
-def read_config(path: Path) -> Config:
-    """The config a checkpoint was trained with."""
-    return Config.from_dict(read_metadata(path)["config"], source=str(path))
+def _describe_other_file(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start == b"PK" or start[:1] == b"\x80":
+        return (
+            "is a PyTorch file, not a checkpoint of this project; set model.backbone.weights to "
+            "CLIP weights, convert released ETRIS or CRIS checkpoints with "
+            "tools/convert_checkpoint.py"
+        )
+    return "not a checkpoint (no safetensors file); give the best.safetensors that train.py wrote"
 
 
-def choose_config(checkpoint: Path, path: Path | None, overrides: Sequence[str]) -> Config:
-    """The config of the YAML file ``path``, or else the checkpoint's own, with ``overrides``."""
+def choose_config(checkpoint: Checkpoint, path: Path | None, overrides: Sequence[str]) -> Config:
+    """Read the YAML file ``path``, or take the checkpoint's own config, and apply ``overrides``."""
     if path is not None:
         return load_config(path, overrides)
-    config = read_config(checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder) / f"{checkpoint.name}.yaml"
-        own.write_text(config.to_yaml(), encoding="utf-8")
-        return load_config(own, overrides)
+    return override_config(checkpoint.config, overrides, source=str(checkpoint.path))
 
 
-def sentence_length(config: Config, trained: Config) -> int:
-    """Tokens that a model trained with ``trained`` reads of every sentence, padding included.
+def load_for_inference(
+    checkpoint: Checkpoint, config: Config | None = None, device: torch.device | None = None
+) -> TrainedModel:
+    """Load the model of a checkpoint for scoring and prediction; it cannot be trained any more.
 
-    That is the length it was trained with, whatever it is scored on, since modules between the
-    towers read the padding too; a longer ``data.max_words`` of ``config`` makes it longer.
+    Args:
+        config: replaces the checkpoint's own config.
+        device: where the model goes; the CPU by default.
+
+    Raises:
+        ValueError: as :func:`load_segmenter`.
     """
-    return max(config.data.max_words or 0, trained.data.longest_sentence)
+    config, device = config or checkpoint.config, device or torch.device("cpu")
+    segmenter = load_segmenter(checkpoint, config).to(device).eval()
+    precision = scoring_precision(config, device)
+    store_for_inference(segmenter, precision)
+    return TrainedModel(segmenter, config, checkpoint, precision)
 
 
-def load_segmenter(config: Config, path: Path) -> Segmenter:
-    """Build the model of ``config`` and load checkpoint ``path`` into it.
+def load_segmenter(checkpoint: Checkpoint, config: Config | None = None) -> Segmenter:
+    """Build the model of ``config``, or of the checkpoint's own, and load the weights into it.
 
-    Raises ``ValueError`` for a file that is missing or not ours, another architecture (naming what
-    differs) and another backbone (its SHA-256 differs).
+    The CLIP of the training is found by its SHA-256, see :func:`find_backbone`.
+
+    Raises:
+        ValueError: the checkpoint has another architecture (the message names the keys), or no
+            file has the SHA-256 of its CLIP.
     """
-    metadata = read_metadata(path)
-    # Through Config, so that keys younger than the checkpoint stand at their defaults.
-    trained = Config.from_dict(metadata["config"], source=str(path))
-    _check_architecture(config, trained, path)
-    everything = metadata["holds"] == "everything"
+    config = config or checkpoint.config
+    _check_architecture(config, checkpoint)
+    everything = checkpoint.metadata["holds"] == "everything"
     segmenter = build_segmenter(
-        config.model,
+        find_backbone(config, checkpoint).model,
         image_size=config.data.image_size,
-        max_words=sentence_length(config, trained),
+        max_words=checkpoint.sentence_length(config),
         load_weights=not everything,
     )
-    _check_hyperparameters(segmenter, metadata.get("hyperparameters", {}), path)
-    if not everything:
-        _check_backbone(segmenter.backbone, metadata["backbone"], path)
-    state = load_file(path)
+    _check_hyperparameters(segmenter, checkpoint)
+    load = segmenter.load_whole_state if everything else segmenter.load_trainable_state
     try:
-        if everything:
-            segmenter.load_whole_state(state)
-        else:
-            segmenter.load_trainable_state(state)
+        load(load_file(checkpoint.path))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}{_way_back(config, trained)}") from None
+        ours, theirs = config.data.image_size, checkpoint.config.data.image_size
+        # weights over positions belong to the image size of training
+        hint = (
+            f" It was trained on images of {theirs} pixels and this model takes {ours}; "
+            f"set data.image_size={theirs}"
+        )
+        raise ValueError(f"{checkpoint.path}: {error}{hint if ours != theirs else ''}") from None
     return segmenter
 
 
-def _check_architecture(config: Config, trained: Config, path: Path) -> None:
+def _check_architecture(config: Config, checkpoint: Checkpoint) -> None:
     unequal = differences(
-        config.model.model_dump(), trained.model.model_dump(), apart_from=_IRRELEVANT
+        config.model.model_dump(), checkpoint.config.model.model_dump(), apart_from=_IRRELEVANT
     )
     listed = [
-        f"model.{key} is {trained_with!r} in it and {asked!r} in the config"
-        for key, (asked, trained_with) in unequal.items()
+        f"model.{key} is {trained!r} in it and {asked!r} in the config"
+        for key, (asked, trained) in unequal.items()
         if not key.endswith(".lr_scale")
     ]
     if listed:
         raise ValueError(
-            f"{path}: holds another architecture: {'; '.join(listed)}; "
-            "leave out --config to use the checkpoint's own"
+            f"{checkpoint.path}: has another architecture: {'; '.join(listed)}; "
+            "omit --config to use the checkpoint's own"
         )
 
 
-def _way_back(config: Config, trained: Config) -> str:
-    """What to add to a misfit: weights over positions belong to the size they were trained at."""
-    ours, theirs = config.data.image_size, trained.data.image_size
-    if ours == theirs:
-        return ""
-    return (
-        f" It was trained on images of {theirs} pixels and this model takes {ours}; "
-        f"set data.image_size={theirs}"
-    )
-
-
-def _check_hyperparameters(
-    segmenter: Segmenter, trained: Mapping[str, Mapping[str, Any]], path: Path
-) -> None:
-    """``ValueError`` if heads or strides are not those of training; older files don't hold them."""
+def _check_hyperparameters(segmenter: Segmenter, checkpoint: Checkpoint) -> None:
+    """Raise ``ValueError`` if heads or strides are not those of training; old files lack them."""
     ours = segmenter.hyperparameters()
     listed = [
         f"{name} has {kind} {value} in it and {ours[kind][name]} in the model"
-        for kind, values in trained.items()
+        for kind, values in checkpoint.metadata.get("hyperparameters", {}).items()
         for name, value in values.items()
         if ours[kind].get(name, value) != value
     ]
     if listed:
         raise ValueError(
-            f"{path}: was trained with other heads or strides: {shorten(listed)}; set them in the "
-            "configuration as they were"
+            f"{checkpoint.path}: was trained with other heads or strides: {shorten(listed)}; set "
+            "them in the config as they were"
         )
 
 
-def _check_backbone(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
-    if ours["sha256"] == theirs["sha256"]:
-        return
-    given = (
-        f"{ours['weights']} has SHA-256 {ours['sha256']}"
-        if ours["sha256"]
-        else "model.backbone.weights names none"
-    )
+def find_backbone(config: Config, checkpoint: Checkpoint) -> Config:
+    """Return ``config`` with ``model.backbone.weights`` set to the CLIP file of the training.
+
+    That is the file that the config names, or else any file in ``pretrain/``, of the working folder
+    or of the project, with the right SHA-256. A checkpoint that holds everything needs no file if
+    the name of its backbone gives the sizes.
+
+    Raises:
+        ValueError: no file has that SHA-256; the message says how to get it.
+    """
+    backbone, metadata = config.model.backbone, checkpoint.metadata
+    sha256, name = metadata["backbone"]["sha256"], metadata["backbone"]["name"]
+    is_complete = metadata["holds"] == "everything" and backbone.name is not None
+    if sha256 is None or is_complete:
+        return config
+    for path in _candidates(backbone.weights):
+        if sha256_of(path) == sha256:
+            backbone = backbone.model_copy(update={"weights": str(path)})
+            model = config.model.model_copy(update={"backbone": backbone})
+            return config.model_copy(update={"model": model})
+    if name is None or name not in BACKBONES:
+        way = f"put that file into {WEIGHTS_FOLDER}/ or set model.backbone.weights to it"
+    elif name.startswith("demo-"):
+        way = f"it belongs to the project: git restore {WEIGHTS_FOLDER}/{name}.pt"
+    else:
+        way = (
+            f"get it with `python tools/download_weights.py {name}`, put it into "
+            f"{WEIGHTS_FOLDER}/ or set model.backbone.weights to it"
+        )
+    searched = f"neither {backbone.weights} nor" if backbone.weights else "no"
     raise ValueError(
-        f"{path}: was trained on the {theirs['name']} with SHA-256 {theirs['sha256']}, "
-        f"but {given}; set model.backbone.weights to the CLIP it was trained on"
+        f"{checkpoint.path}: was trained on the {name or 'CLIP'} with SHA-256 {sha256}, and "
+        f"{searched} file in {WEIGHTS_FOLDER}/ has it; {way}"
     )
 
 
-def _what_else(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":
-        return (
-            "a PyTorch file, no checkpoint of this project; CLIP weights belong in "
-            "model.backbone.weights, released ETRIS or CRIS checkpoints go through "
-            "tools/convert_checkpoint.py"
+def _candidates(named: str | None) -> Iterable[Path]:
+    """Return the file that the config names, then those of ``pretrain/``, none twice."""
+    folders = [Path.cwd(), ROOT]
+    paths = [folder / named for folder in folders if named]
+    for folder in folders:
+        found = (folder / WEIGHTS_FOLDER).glob("*")
+        paths += sorted(path for path in found if path.suffix in WEIGHTS_SUFFIXES)
+    unique: dict[Path, Path] = {}
+    for path in paths:
+        if path.is_file():
+            unique.setdefault(path.resolve(), path)
+    return unique.values()
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write ``state``, tensors and plain types only, to ``path`` whole or not at all."""
+    with files.atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_state(path: Path) -> State:
+    """Read what ``save_state`` wrote, on the CPU, without running code of the file.
+
+    Raises:
+        ValueError: the file is something else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive makes torch raise many types
+        raise ValueError(
+            f"{path}: cannot be read ({type(error).__name__}); start over with --fresh, "
+            "which moves the folder aside"
+        ) from error
+
+
+def seed_process(seed: int, rank: int) -> None:
+    """Seed torch so that each process draws other numbers for its dropout."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]))
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's generators in this process."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def restore_random_state(
+    states: Sequence[Mapping[str, Tensor]], processes: Processes, *, seed: int
+) -> None:
+    """Restore what ``random_state`` gave, or seed anew for another number of processes."""
+    if len(states) != processes.world_size:
+        seed_process(seed, processes.rank)
+        logger.warning(
+            f"saved by {len(states)} processes, continued by {processes.world_size}: "
+            "same samples, other dropout"
         )
-    return "not a checkpoint (no safetensors file); give the best.safetensors that train.py wrote"
+        return
+    state, device = states[processes.rank], processes.device
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

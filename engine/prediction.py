@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.backbone_files import with_backbone
-from engine.checkpoint import load_segmenter, read_config, read_metadata
+from engine.checkpoint import load_segmenter, read_checkpoint
 from engine.evaluator import predict_logits
 from engine.precision import scoring_precision, store_for_inference
 from engine.prediction_io import Picture, as_rgb
@@ -51,8 +50,9 @@ def load(
             (with the way to get it), a config of another architecture, or a missing device.
     """
     path, target = Path(checkpoint), choose_device(device)
-    config = with_backbone(config or read_config(path), read_metadata(path), path)
-    segmenter = load_segmenter(config, path).eval()
+    read = read_checkpoint(path)
+    config = config or read.config
+    segmenter = load_segmenter(read, config).eval()
     return Predictor(segmenter, config, name=path.name, device=target)
 
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import read_metadata
+from engine.checkpoint import State, load_state, read_checkpoint
 from engine.comparison import OF_A_RUN, read_runs
 from engine.differences import differences, flatten, list_changes
 from engine.evaluator import describe_protocol
 from engine.parameters import count
 from engine.provenance import describe_code
-from engine.resume import State, load_state
 from engine.run import is_finished
 from model.backbones import sha256_of
 from utils.config import Config, load_config
@@ -109,8 +108,8 @@ def open_recording(
         ValueError: if the run's folder is not whole, it has not ended, was trained with another
             ``config``, has no name, or another run is recorded under it.
     """
-    metadata = read_metadata(checkpoint)
-    trained = Config.from_dict(metadata["config"], source=str(checkpoint))
+    read = read_checkpoint(checkpoint)
+    trained, metadata = read.config, read.metadata
     _check_test(config, trained, checkpoint)
     state = _read_end(checkpoint.parent)
     file = _config_file(metadata["provenance"]["command"])  # only runs have last.pt, and this

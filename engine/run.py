@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from loguru import logger
 
+from engine.checkpoint import State, load_state
 from engine.data import open_training, open_validation
 from engine.differences import differences, list_changes
 from engine.history import NotFinite
-from engine.resume import State, load_state
 from engine.signals import Stopped
 from engine.trainer import Trainer
 from model import build_segmenter

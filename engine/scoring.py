@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,15 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
-from engine.checkpoint import load_segmenter, read_config, read_metadata, sentence_length
+from engine.checkpoint import Checkpoint, load_for_inference
 from engine.data import open_tests
 from engine.evaluator import Result, describe_protocol, evaluate_by, find_masks
 from engine.metrics import Record
-from engine.precision import scoring_precision, store_for_inference
+from engine.precision import scoring_precision
 from engine.protocols import PROTOCOLS
 from engine.provenance import provenance
+from engine.results import splits_by_protocol
 from model import Segmenter
-from model.backbones import sha256_of
 from utils.config import Config
 from utils.data.dataset import ReferDataset
 from utils.distributed import Processes
@@ -33,7 +34,7 @@ class Scoring:
     """
 
     config: Config
-    checkpoint: Path
+    checkpoint: Checkpoint
     output: Path
     processes: Processes
     num_pictures: int
@@ -44,28 +45,26 @@ class Scoring:
         """The number format of the forward passes."""
         return scoring_precision(self.config, self.processes.device)
 
-    def run(self, splits: list[str]) -> str:
-        """Score ``splits`` (empty: all but train), write the files, return the table.
+    def run(self, splits: list[str]) -> dict[str, Any]:
+        """Score ``splits`` (empty: all but train), write the files, return the results.
 
         ``results.json`` holds all scores and what fixes them, ``<split>.jsonl`` the sums of every
         sentence, from which all scores can be computed again, ``<split>.png`` the contact sheet.
         Of several data sets each is scored as if it were alone, and its files begin with its name.
         Raises ``ValueError`` for a split that no data set has or a checkpoint that does not fit.
         """
-        length = sentence_length(self.config, read_config(self.checkpoint))
+        length = self.checkpoint.sentence_length(self.config)
         sets = open_tests(self.config, splits, length)
-        segmenter = load_segmenter(self.config, self.checkpoint)
-        segmenter.to(self.processes.device).eval()
-        store_for_inference(segmenter, self.precision)
+        model = load_for_inference(self.checkpoint, self.config, self.processes.device)
         scores: dict[str, dict[str, Any]] = {protocol: {} for protocol in self.protocols}
         for label, dataset in sets.items():
-            for protocol, score in self._score(segmenter, label, dataset).items():
+            for protocol, score in self._score(model.segmenter, label, dataset).items():
                 scores[protocol][label] = score
+        results = self._results(scores, sets, length)
         if self.processes.is_main:
-            results = self._results(scores, sets, length)
             write_text(self.output / "results.json", json.dumps(results, indent=2) + "\n")
             logger.info(f"written to {self.output}")
-        return tables(scores)
+        return results
 
     def _score(
         self, segmenter: Segmenter, label: str, dataset: ReferDataset
@@ -142,8 +141,8 @@ class Scoring:
     ) -> dict[str, Any]:
         max_words = {one.store.dataset: one.max_words for one in sets.values()}
         fingerprints = {one.store.dataset: one.fingerprint for one in sets.values()}
-        metadata = read_metadata(self.checkpoint)
         apart = ("config", "hyperparameters")
+        metadata = self.checkpoint.metadata
         trained = {key: value for key, value in metadata.items() if key not in apart}
         described = {
             name: describe_protocol(
@@ -167,8 +166,8 @@ class Scoring:
                 "fingerprint": self._each(fingerprints),
             },
             "checkpoint": {
-                "file": self.checkpoint.name,
-                "sha256": sha256_of(self.checkpoint),
+                "file": self.checkpoint.path.name,
+                "sha256": self.checkpoint.sha256,
                 **trained,
             },
             "seed": self.config.train.seed,
@@ -189,8 +188,9 @@ def default_output(checkpoint: Path) -> Path:
     return Path("runs") / f"{checkpoint.stem}-test"
 
 
-def tables(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
+def tables(results: Mapping[str, Any]) -> str:
     """A table for each protocol, under its name where there are several."""
+    scores = splits_by_protocol(results)
     if len(scores) == 1:
         return table(next(iter(scores.values())))
     return "\n\n".join(

@@ -7,12 +7,18 @@ from pathlib import Path
 import torch
 from loguru import logger
 
-from engine.checkpoint import save_checkpoint
+from engine.checkpoint import (
+    State,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+    save_state,
+    seed_process,
+)
 from engine.evaluator import evaluate_together
 from engine.history import Entry, History, NotFinite
 from engine.precision import resolve_precision, scoring_precision, store_frozen
 from engine.provenance import peak_memory, provenance
-from engine.resume import State, check_backbone, random_state, restore, save_state, seed_process
 from engine.sampler import check_batch_size, train_loader
 from engine.schedule import rate_factor
 from engine.signals import Stopped, StopSignal
@@ -60,7 +66,7 @@ class Trainer:
         if config.train.recompute_towers:
             segmenter.encoder.recomputes = True
         if state is not None:  # before the optimizer is made: a table of positions may change size
-            check_backbone(state, segmenter.backbone, folder / "last.pt")
+            _check_backbone(state, segmenter, folder / "last.pt")
             segmenter.load_trainable_state(state["trainable"])
         self.segmenter = segmenter.to(processes.device)
         self._make_update()
@@ -299,4 +305,15 @@ class Trainer:
         self.elapsed, self.best = state["elapsed"], state["best"]
         self.peak_memory = state.get("peak_memory", {})  # older runs lack it
         self.history = History(state["history"])
-        restore(state["random_states"], self.processes, seed=self.config.train.seed + self.step)
+        restore_random_state(
+            state["random_states"], self.processes, seed=self.config.train.seed + self.step
+        )
+
+
+def _check_backbone(state: State, segmenter: Segmenter, path: Path) -> None:
+    backbone = segmenter.backbone
+    if state["backbone"] != backbone["sha256"]:
+        raise ValueError(
+            f"{path}: was trained on CLIP weights with SHA-256 {state['backbone']}, but "
+            f"{backbone['weights']} has {backbone['sha256']}; name the right file or use --fresh"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import read_config, read_metadata, sentence_length
+from engine.checkpoint import read_checkpoint
 from engine.data import open_tests, open_training
 from engine.evaluator import predict_logits
 from engine.prediction import load
@@ -105,7 +105,7 @@ def test_a_run_tells_and_records_what_it_trains_on(run: Path, config_file: Path)
         demo.num_left_out, other.num_left_out
     ) == 0
     assert other.num_left_out + demo.num_left_out > 0
-    story = read_metadata(run / "best.safetensors")
+    story = read_checkpoint(run / "best.safetensors").metadata
     assert story["data"] == train_set.composition() and story["data"]["scored_images"] == "left out"
     assert story["data_fingerprint"] == train_set.fingerprint
     log = (run / "run.log").read_text()
@@ -128,7 +128,9 @@ def test_every_split_of_every_data_set_is_scored(results: Path, run: Path, capsy
     assert set(written["data"]["fingerprint"]) == {"demo", "refcocog_u"}
     assert written["protocol"]["max_words"] == {"demo": 17, "refcocog_u": 22}
     assert written["protocol"]["padded_to"] == 22
-    assert written["checkpoint"]["data"] == read_metadata(run / "best.safetensors")["data"]
+    assert (
+        written["checkpoint"]["data"] == read_checkpoint(run / "best.safetensors").metadata["data"]
+    )
     arguments = ["--checkpoint", str(run / "best.safetensors"), "--pictures", "0"]
     arguments += ["--output", str(results.parent / "some"), "--splits", "testB", "val"]
     assert TEST(arguments) == 0
@@ -160,7 +162,7 @@ def test_the_numbers_are_those_of_a_data_set_tested_alone(
 
 def test_training_and_testing_agree(results: Path, run: Path) -> None:
     scores = read(results)["splits"]
-    kept = read_metadata(run / "best.safetensors")["scores"]
+    kept = read_checkpoint(run / "best.safetensors").metadata["scores"]
     assert set(kept) == {"val", "demo/val", "refcocog_u/val"}
     for label in ("demo/val", "refcocog_u/val"):
         assert kept[label] == {key: scores[label][key] for key in kept[label]}
@@ -218,7 +220,7 @@ def test_leakage_is_trained_on_when_asked_for(
     assert TRAIN(["--config", str(config_file), "--opts", *options]) == 0
     assert "images of val and test splits are trained on" in capsys.readouterr().err
     story, clean = (
-        read_metadata(folder / "best.safetensors")["data"] for folder in (tmp_path, run)
+        read_checkpoint(folder / "best.safetensors").metadata["data"] for folder in (tmp_path, run)
     )
     assert story["scored_images"] == "left in"
     root = run.parent / "datasets"
@@ -279,9 +281,9 @@ def test_testing_explains_what_there_is(
 def test_prediction_pads_as_training_and_testing_do(run: Path) -> None:
     """Bridger reads the padding, so that another length moves the logits."""
     checkpoint = run / "best.safetensors"
-    config = read_config(checkpoint)
+    read = read_checkpoint(checkpoint)
     predictor = load(checkpoint)
-    for dataset in open_tests(config, ["val"]).values():
+    for dataset in open_tests(read.config, ["val"]).values():
         indices = range(len(dataset))
         index = next(i for i in indices if dataset.info(i).num_tokens <= dataset.max_words)
         image, _ = dataset.original(index)
@@ -303,4 +305,6 @@ def test_prediction_pads_as_training_and_testing_do(run: Path) -> None:
         }
         assert torch.equal(found, scored[22]) and not torch.allclose(found, scored[17], atol=1e-5)
     alone = load_config(run / "config.yaml", ["data.dataset=demo"])
-    assert sentence_length(alone, config) == 22, "that of training, whatever is scored"
+    assert read_checkpoint(checkpoint).sentence_length(alone) == 22, (
+        "that of training, whatever is scored"
+    )

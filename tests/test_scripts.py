@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checkpoint import read_metadata
+from engine.checkpoint import read_checkpoint
 from engine.data import open_split
 from engine.metrics import Record, metrics_from_records
 from utils.config import Config, load_config
@@ -88,7 +88,7 @@ def test_a_run_leaves_its_files(run: Path, config_file: Path) -> None:
     keys = {"step", "epoch", "train/loss", "train/lr", "train/grad_norm", "samples_per_second"}
     assert all(set(row) == keys for row in train_rows)
     assert train_rows[-1]["step"] in (2 * steps_per_epoch, 2 * steps_per_epoch - 1)
-    metadata = read_metadata(run / "best.safetensors")
+    metadata = read_checkpoint(run / "best.safetensors").metadata
     assert metadata["provenance"]["commit"] and metadata["provenance"]["versions"]["torch"]
     assert metadata["selected_by"] == {"split": "val", "metric": "oIoU"}
     assert "best on val: oIoU" in (run / "run.log").read_text()
@@ -118,8 +118,8 @@ def test_fresh_moves_the_old_run_aside(run: Path, config_file: Path, tmp_path: P
     options = ["--opts", f"run.folder={folder}", "train.max_steps=1", "train.milestones=[1]"]
     for extra in ([], ["--fresh"], ["--fresh"]):
         assert TRAIN.main(["--config", str(config_file), *extra, *options]) == 0
-    first = read_metadata(tmp_path / "again.1" / "best.safetensors")["scores"]
-    assert read_metadata(folder / "best.safetensors")["scores"] == first
+    first = read_checkpoint(tmp_path / "again.1" / "best.safetensors").metadata["scores"]
+    assert read_checkpoint(folder / "best.safetensors").metadata["scores"] == first
     assert (tmp_path / "again.2" / "last.pt").exists()
 
 
@@ -166,7 +166,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     options[2:] = [*options[2:], "train.max_minutes=1e-9"]  # out of time: only the score is left
     assert TRAIN.main(["--config", str(config_file), "--opts", *options]) == 0
     assert f"going on at step {state['step']}" in capsys.readouterr().err
-    assert read_metadata(folder / "best.safetensors")["step"] <= state["step"]
+    assert read_checkpoint(folder / "best.safetensors").metadata["step"] <= state["step"]
 
 
 def test_results_hold_all_that_fixes_them(results: Path, config_file: Path) -> None:

@@ -39,15 +39,16 @@ def draw_features(arguments: argparse.Namespace) -> None:
     output = arguments.output
     if output.suffix != ".png":
         raise ValueError(f"--output {output} should end in .png")
-    from engine.checkpoint import choose_config, load_segmenter
+    from engine.checkpoint import choose_config, load_segmenter, read_checkpoint
     from engine.prediction_io import read_image
     from tools.feature_maps import draw_sheet, view_model
     from utils.distributed import start_processes
     from utils.images import write_image
 
     image = read_image(arguments.image)
-    config = choose_config(arguments.checkpoint, arguments.config, arguments.opts)
-    segmenter = load_segmenter(config, arguments.checkpoint)
+    checkpoint = read_checkpoint(arguments.checkpoint)
+    config = choose_config(checkpoint, arguments.config, arguments.opts)
+    segmenter = load_segmenter(checkpoint, config)
     with start_processes() as processes:
         view = view_model(segmenter, config, image, arguments.text, device=processes.device)
     try:

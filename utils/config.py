@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic import ValidationInfo as Info
 
-from utils.config_layers import Layer, explain, read_layers
+from utils.config_layers import Layer, explain, merge_layers, read_files
 from utils.data.datasets import default_max_words
 from utils.yaml_files import dump_yaml
 
@@ -262,5 +262,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     its value YAML, list entries counted from 0: ``model.bridges.0.dim=32``. Raises one
     ``ValueError`` with a line for every mistake: the file, the place, the value, the way out.
     """
-    values, layers = read_layers(Path(path), overrides, Config().to_dict())
+    values, layers = merge_layers(read_files(Path(path)), overrides, Config().to_dict())
     return Config._check(values, layers)
+
+
+def override_config(config: Config, overrides: Sequence[str], *, source: str) -> Config:
+    """Return ``config`` with ``overrides`` applied; errors name ``source`` or the override."""
+    trees = [(source, config.to_dict())]
+    return Config._check(*merge_layers(trees, overrides, Config().to_dict()))

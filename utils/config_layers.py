@@ -32,13 +32,14 @@ class Layer(NamedTuple):
         return True
 
 
-def read_layers(
-    path: Path, overrides: Sequence[str], defaults: dict[str, Any]
+def merge_layers(
+    trees: Sequence[tuple[str, Mapping[str, Any]]],
+    overrides: Sequence[str],
+    defaults: dict[str, Any],
 ) -> tuple[dict[str, Any], list[Layer]]:
-    """Merge ``defaults``, the bases of ``path``, ``path`` and ``overrides``, in that order."""
+    """Merge ``defaults``, ``trees`` with the names of their sources, and ``overrides``."""
     refuse_flat(overrides)
-    files = _read_files(path)
-    layers = [Layer("default", (), defaults), *(Layer(name, (), tree) for name, tree in files)]
+    layers = [Layer("default", (), defaults), *(Layer(name, (), tree) for name, tree in trees)]
     values: dict[str, Any] = {}
     for layer in layers:
         values = _merge(values, layer.value, defaults)
@@ -81,7 +82,7 @@ def explain(
             yield f"{source}: {where}: {value!r}: {reason}"
 
 
-def _read_files(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def read_files(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The bases of ``path``, the lowest first, then ``path``, each with its name for errors."""
     files: list[tuple[str, dict[str, Any]]] = []
     problems, read, following = [], set(), [path]

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,13 @@ def is_torchscript(path: Path) -> bool:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    """Return the SHA-256 of a file as hexadecimal digits; each version of it is read once."""
+    path = Path(path).resolve()
+    state = path.stat()
+    return _sha256_of_version(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _sha256_of_version(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pages import ROOT, blocks, read
 
-from engine.checkpoint import read_metadata
+from engine.checkpoint import read_checkpoint
 from engine.parameters import count
 from model.adapters import ADAPTERS
 from model.loss import text_to_pixel_loss
@@ -81,7 +81,7 @@ def test_the_page_is_followed_in_a_copy_of_the_project(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "9,216" in ran.stdout and "shows 9,216 parameters attached" in read(PAGE)
     folder = tmp_path / "runs/demo-ssf_vit"
-    assert read_metadata(folder / "best.safetensors")["step"] == 2
+    assert read_checkpoint(folder / "best.safetensors").metadata["step"] == 2
     scores = json.loads((folder / "test/results.json").read_text())["splits"]
     assert set(scores) == {"val", "testA", "testB"}
 

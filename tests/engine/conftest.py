@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from engine.resume import load_state
+from engine.checkpoint import load_state
 from engine.trainer import Trainer
 from tools.parity import read_keys
 from utils.config import Config

@@ -185,21 +185,3 @@ def test_the_backbone_is_found_by_its_hash(
     assert found.segmenter.backbone["weights"] == str(tmp_path / "pretrain" / "renamed.pt")
     wanted = predictor.probability(IMAGE, "a star")
     assert np.array_equal(found.probability(IMAGE, "a star"), wanted)
-
-
-@pytest.mark.parametrize(
-    ("name", "way"),
-    [
-        ("RN101", "python tools/download_weights.py RN101"),
-        ("demo-vit", "git restore pretrain/demo-vit.pt"),
-    ],
-)
-def test_a_missing_backbone_says_where_to_get_it(
-    tiny_config: Callable, tmp_path: Path, name: str, way: str
-) -> None:
-    from engine.backbone_files import with_backbone
-
-    config = tiny_config("vit", {"backbone": {"name": name, "weights": "pretrain/none.pt"}})
-    story = {"holds": "trainable", "backbone": {"name": name, "sha256": "0" * 64}}
-    with pytest.raises(ValueError, match=f"{name}.*{'0' * 64}.*{re.escape(way)}"):
-        with_backbone(config, story, tmp_path / "best.safetensors")

@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.checkpoint import FORMAT, choose_config, read_metadata
+from engine.checkpoint import FORMAT, choose_config, load_state, read_checkpoint, save_state
 from engine.comparison import caveats, group_runs, read_runs
 from engine.evaluator import describe_protocol
 from engine.record import open_recording
-from engine.resume import load_state, save_state
 from model.backbones import sha256_of
 from utils.config import load_config
 
@@ -48,7 +47,8 @@ def run(tmp_path: Path) -> Make:
 
 def results(checkpoint: Path, *opts: str, score: float) -> dict[str, Any]:
     """What test.py writes, with a made-up score."""
-    config, story = choose_config(checkpoint, None, opts), read_metadata(checkpoint)
+    read = read_checkpoint(checkpoint)
+    config, story = choose_config(read, None, opts), read.metadata
     return {
         "splits": {"val": {"oIoU": score, "mIoU": score + 1, "seconds": time.monotonic()}},
         "protocol": describe_protocol(config, 17, precision="fp32", name="native", length=17),
@@ -63,7 +63,10 @@ def results(checkpoint: Path, *opts: str, score: float) -> dict[str, Any]:
 
 def record(checkpoint: Path, name: str = "", *opts: str, score: float = 70.0) -> str:
     """Record a test in ``results/`` beside the run's folder."""
-    folder, config = checkpoint.parents[1] / "results", choose_config(checkpoint, None, opts)
+    folder, config = (
+        checkpoint.parents[1] / "results",
+        choose_config(read_checkpoint(checkpoint), None, opts),
+    )
     recording = open_recording(checkpoint, config, name, folder=folder)
     return recording.write(results(checkpoint, *opts, score=score))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.checkpoint import load_segmenter, read_config
+from engine.checkpoint import load_segmenter, read_checkpoint
 from model import Segmenter, build_segmenter
 from model.backbones import BACKBONES, to_openai
 from model.backbones import weights as load
@@ -170,7 +170,7 @@ def test_goes_round_through_the_tool(tiny: Path, tmp_path: Path, batch: tuple) -
     torch.save({"state_dict": released}, source)
     argv = ["--from", str(source), "--config", str(tiny), "--output", str(output)]
     assert convert_checkpoint.main(argv) == 0
-    loaded = load_segmenter(read_config(output), output).eval()
+    loaded = load_segmenter(read_checkpoint(output)).eval()
     state = loaded.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in segmenter.state_dict().items())
     with torch.no_grad():

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from engine.checkpoint import load_state, save_state
 from engine.history import NotFinite
-from engine.resume import load_state, save_state
 from engine.signals import Stopped
 from engine.trainer import Trainer
 

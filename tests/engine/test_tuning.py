@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import load_segmenter, read_config, read_metadata, save_checkpoint
+from engine.checkpoint import load_segmenter, read_checkpoint, save_checkpoint
 from engine.precision import store_frozen
 from engine.sampler import check_batch_size
 from engine.update import GuardedAdam, Update
@@ -46,8 +46,11 @@ def test_a_checkpoint_holds_the_clip_that_trained(
         torch.nn.init.normal_(segmenter.encoder.clip.text.positions)
     path, (image, ids, _) = tmp_path / "best.safetensors", batch
     save_checkpoint(path, segmenter, config)
-    assert read_metadata(path)["holds"] == {"full": "everything", "frozen": "trainable"}[tuning]
-    loaded = load_segmenter(read_config(path), path)
+    assert (
+        read_checkpoint(path).metadata["holds"]
+        == {"full": "everything", "frozen": "trainable"}[tuning]
+    )
+    loaded = load_segmenter(read_checkpoint(path))
     with torch.no_grad():
         logits = [model.eval()(image, ids)[0] for model in (loaded, segmenter)]
     assert torch.equal(*logits)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import load_segmenter, read_config, save_checkpoint
+from engine.checkpoint import load_segmenter, read_checkpoint, save_checkpoint
 from engine.prediction import Predictor, load
 from tools.page.examples import draw_examples
 from tools.page.handlers import Handlers
@@ -25,15 +25,15 @@ TIMEOUT = 90_000  # milliseconds: machines may be busy
 @pytest.fixture(scope="module")
 def predictors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Predictor]:
     """The demo's adapter, and the same with its weights disturbed."""
-    config = read_config(CHECKPOINT)
-    segmenter = load_segmenter(config, CHECKPOINT)
+    checkpoint = read_checkpoint(CHECKPOINT)
+    segmenter = load_segmenter(checkpoint)
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in segmenter.trainable_state().values():
             if weight.is_floating_point() and weight.ndim > 1:
                 weight += 0.1 * weight.std() * torch.randn_like(weight)
     path = tmp_path_factory.mktemp("run") / "disturbed.safetensors"
-    save_checkpoint(path, segmenter, config)
+    save_checkpoint(path, segmenter, checkpoint.config)
     return {name: load(one, device="cpu") for name, one in (("demo", CHECKPOINT), ("other", path))}
 
 

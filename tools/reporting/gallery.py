@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 import torch
 
-from engine.checkpoint import load_segmenter
+from engine.checkpoint import load_for_inference, read_checkpoint
 from engine.evaluator import find_masks
-from engine.precision import scoring_precision, store_for_inference
 from utils.data.dataset import ReferDataset
 from utils.images import PREDICTION, TRUTH, overlay
 
@@ -75,19 +74,16 @@ def _segment(
     run: Run, sets: Mapping[str, ReferDataset], chosen: Chosen, device: torch.device
 ) -> dict[tuple[str, int], np.ndarray]:
     """The masks (H, W) that the best checkpoint of ``run`` finds, by split and sentence."""
-    segmenter = load_segmenter(run.config, run.checkpoint)
-    segmenter.to(device).eval()
-    precision = scoring_precision(run.config, device)
-    store_for_inference(segmenter, precision)
+    model = load_for_inference(read_checkpoint(run.checkpoint), run.config, device)
     masks: dict[tuple[str, int], np.ndarray] = {}
     for label, kinds in chosen.items():
         found = find_masks(
-            segmenter,
+            model.segmenter,
             sets[label],
             list(kinds),
             protocol=run.config.eval.protocol,
             threshold=run.config.eval.threshold,
-            precision=precision,
+            precision=model.precision,
             device=device,
         )
         masks |= {(label, index): mask for index, mask in zip(kinds, found, strict=True)}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from engine.checkpoint import read_metadata
+from engine.checkpoint import read_checkpoint
 from engine.parameters import count
 from utils.data.dataset import ReferDataset
 
@@ -48,7 +48,9 @@ def facts(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def _facts_of(run: Run) -> dict[str, str]:
-    story: Mapping[str, Any] = read_metadata(run.checkpoint) if run.checkpoint.exists() else {}
+    story: Mapping[str, Any] = (
+        read_checkpoint(run.checkpoint).metadata if run.checkpoint.exists() else {}
+    )
     provenance = story.get("provenance", {})
     dirty = ", with changes that are in no commit" if provenance.get("dirty") else ""
     chosen = story.get("selected_by", {})

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.checkpoint import load_state
 from engine.comparison import Run, read_runs
 from engine.differences import Differences, differences, list_changes
 from engine.record import RESULTS
-from engine.resume import load_state
 from engine.run import FREE_KEYS, is_finished
 from model.backbones import sha256_of
 from tools.study.sweep_config import MethodConfig, SweepConfig, to_overrides

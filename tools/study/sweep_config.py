@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError
 
 from utils.config import Count, Section
-from utils.config_layers import Layer, explain, read_layers
+from utils.config_layers import Layer, explain, merge_layers, read_files
 from utils.yaml_files import parse_yaml
 
 RESERVED = {
@@ -132,7 +132,7 @@ def load_sweep(path: Path) -> SweepConfig:
 
     Runs go to ``runs/sweep-<name of the file>`` unless it says otherwise.
     """
-    tree, layers = read_layers(path, (), {})
+    tree, layers = merge_layers(read_files(path), (), {})
     values = {"folder": f"runs/sweep-{path.stem}", **tree}
     try:
         return SweepConfig.model_validate(values)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.checkpoint import load_segmenter, save_checkpoint
+from engine.checkpoint import load_segmenter, read_checkpoint, save_checkpoint
 
 ZOOMS = ("deconv", "interpolate", "linear", "mlp")
 
@@ -99,8 +99,8 @@ def test_weights_for_another_image_size_are_refused(
     path = tmp_path / "best.safetensors"
     config = tiny_config("resnet", bridger(zoom))
     save_checkpoint(path, tiny_segmenter("resnet", bridger(zoom)), config)
-    load_segmenter(config, path)
+    load_segmenter(read_checkpoint(path), config)
     other = tiny_config("resnet", bridger(zoom), data={"image_size": 96})
     message = r"zoom_in\.positions.* of 64 pixels and this model takes 96; set data.image_size=64$"
     with pytest.raises(ValueError, match=message):
-        load_segmenter(other, path)
+        load_segmenter(read_checkpoint(path), other)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.checkpoint import load_segmenter, read_config, save_checkpoint
+from engine.checkpoint import load_segmenter, read_checkpoint, save_checkpoint
 from model import Segmenter
 from model.backbones import BACKBONES, CLIP
 from model.loss import text_to_pixel_loss
@@ -221,14 +221,14 @@ def test_a_checkpoint_holds_it(
     torch.nn.init.normal_(segmenter.side.image_out.weight)
     save_checkpoint(path, segmenter, config, everything=everything)
     torch.manual_seed(8)
-    loaded = load_segmenter(read_config(path), path)
+    loaded = load_segmenter(read_checkpoint(path))
     with torch.no_grad():
         wanted = segmenter.eval()(*batch[:2])[0]
         assert torch.equal(loaded.eval()(*batch[:2])[0], wanted)
     values = config.to_dict()
     values["model"]["side"] = None
     with pytest.raises(ValueError, match=r"model\.side\b"):
-        load_segmenter(Config.from_dict(values), path)
+        load_segmenter(read_checkpoint(path), Config.from_dict(values))
 
 
 def test_positions_are_resized_for_another_image_size(
@@ -242,14 +242,14 @@ def test_positions_are_resized_for_another_image_size(
     save_checkpoint(path, segmenter, config)
     values = config.to_dict()
     values["data"]["image_size"] = 96
-    loaded = load_segmenter(Config.from_dict(values), path)
+    loaded = load_segmenter(read_checkpoint(path), Config.from_dict(values))
     rows = loaded.side.positions.detach().unflatten(0, (6, 6))
     assert rows.std(dim=1).max() < 1e-6  # all columns alike
     assert (rows[1:, 0, 0] > rows[:-1, 0, 0]).all()
     assert torch.equal(loaded.side.queries, segmenter.side.queries)
     values["model"]["side"] = GST | {"queries": 6}
     with pytest.raises(ValueError, match=r"model\.side\.queries is 5 in it and 6 in the config"):
-        load_segmenter(Config.from_dict(values), path)
+        load_segmenter(read_checkpoint(path), Config.from_dict(values))
 
 
 @pytest.mark.parametrize(
