@@ -129,7 +129,7 @@ def predict_logits(
             missing = size - len(places)
             part = torch.cat([part, part[-1:].expand(missing, -1)])
             places += places[-1:] * missing
-            answer, _ = segmenter([seen[place] for place in places], part)  # (size, 1, h, w)
+            answer = segmenter([seen[place] for place in places], part)  # (size, 1, h, w)
             logits.append(answer[: size - missing, 0].float())
     return list(torch.cat(logits).split([len(one) for one in ids]))
 

@@ -65,7 +65,7 @@ class Update:
                 # gradients alone travel: what moves besides is shared when a run saves
                 broadcast_buffers=False,
             )
-        self.forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.parallel or segmenter
+        self.forward: Callable[[Tensor, Tensor], Tensor] = self.parallel or segmenter
         if compiles:
             self.forward = torch.compile(self.forward)
 
@@ -114,8 +114,8 @@ class Update:
             is_last = part == num_parts - 1
             with nullcontext() if is_last or not self.parallel else self.parallel.no_sync():
                 with autocast(self.precision, self.device):
-                    logits, aux_loss = self.forward(image, ids)
-                loss = text_to_pixel_loss(logits, mask, target=self.target) + aux_loss
+                    logits = self.forward(image, ids)
+                loss = text_to_pixel_loss(logits, mask, target=self.target)
                 share = len(image) / size
                 self.scaler.scale(loss * share).backward()
             total += loss.detach() * share

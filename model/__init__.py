@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -35,37 +35,13 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 LR_SCALE = "lr_scale"  # an option of every module, which its constructor does not see
 
 
-class ModelConfig(Protocol):
-    """The section ``model`` of a configuration, as ``utils.config`` reads it."""
-
-    @property
-    def backbone(self) -> Any: ...
-
-    @property
-    def adapters(self) -> Sequence[Mapping[str, Any]]: ...
-
-    @property
-    def bridges(self) -> Sequence[Mapping[str, Any]]: ...
-
-    @property
-    def side(self) -> Mapping[str, Any] | None: ...
-
-    @property
-    def decoder(self) -> Any: ...
-
-    @property
-    def train_positions(self) -> bool: ...
-
-    @property
-    def backbone_norm(self) -> str: ...
-
-
 def build_segmenter(
-    config: ModelConfig, *, image_size: int, max_words: int, load_weights: bool = True
+    config: Any, *, image_size: int, max_words: int, load_weights: bool = True
 ) -> Segmenter:
     """Build the model that a configuration's section ``model`` describes.
 
     Args:
+        config: the section ``model`` as ``utils.config`` reads it.
         image_size: side of the square input in pixels.
         max_words: longest sentence in tokens, start and end included.
         load_weights: read CLIP's weights; if not, they are random, and only the sizes are real.

@@ -33,7 +33,7 @@ class Segmenter(nn.Module):
         self.encoder, self.decoder, self.side, self.backbone = encoder, decoder, side, backbone
         self.lr_scales = dict(lr_scales or {})
 
-    def forward(self, image: Tensor | Sequence[Seen], ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor | Sequence[Seen], ids: Tensor) -> Tensor:
         """Segment what each sentence names in its image.
 
         Args:
@@ -42,15 +42,14 @@ class Segmenter(nn.Module):
             ids: (B, L) tokens, padded with 0.
 
         Returns:
-            Logits (B, 1, h, w), four times as fine as the middle map (stride 4 for CLIP's patches
-            of 16 and its ResNets), and the auxiliary loss (), 0 where nothing asks for one.
+            Logits (B, 1, h, w), four times as fine as the middle map: stride 4 for CLIP's patches
+            of 16 and its ResNets.
         """
         if isinstance(image, Tensor):
             image = self.encoder.clip.normalize(image)
         features = self.encoder(image, ids)
         residual = self.side(features, ids) if self.side is not None else None
-        logits = self.decoder(features, ids, residual)
-        return logits, logits.new_zeros(())
+        return self.decoder(features, ids, residual)
 
     def encode_image(self, image: Tensor) -> Seen:
         """What all sentences about images (B, 3, S, S) have in common, to be computed once.

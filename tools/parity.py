@@ -245,7 +245,7 @@ def compare_inference(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[
         ),
     ]
     with torch.no_grad():
-        found["logits"], _ = segmenter(case.image, case.ids)
+        found["logits"] = segmenter(case.image, case.ids)
     for handle in handles:
         handle.remove()
     for name in golden:
@@ -300,7 +300,7 @@ def compare_gradients(
     from model.loss import make_target, text_to_pixel_loss
 
     segmenter = case.reset().train()
-    logits, _ = segmenter(case.image, case.ids)
+    logits = segmenter(case.image, case.ids)
     target = make_target(pixels, tuple(logits.shape[2:]), "nearest").numpy()
     yield Difference(f"{mask}: target", float(abs(target - golden[f"{mask}_target"]).max()), 0.0)
     segmenter.zero_grad()
@@ -350,7 +350,7 @@ def train(
         for name, parameter in trained.items()
     }
     with torch.no_grad():
-        logits, _ = segmenter.eval()(case.image, case.ids)
+        logits = segmenter.eval()(case.image, case.ids)
     return losses, logits, by_part(case, moved, golden)
 
 

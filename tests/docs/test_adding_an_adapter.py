@@ -105,7 +105,7 @@ def test_it_starts_at_clip_trains_and_only_adds_state(
         name for name, parameter in adapted.encoder.named_parameters() if parameter.requires_grad
     }
     assert len(added) == 2 * 2 * 12 * (2 if kind == "vit" else 1)
-    logits, _ = adapted.train()(image, ids)
+    logits = adapted.train()(image, ids)
     text_to_pixel_loss(logits, mask).backward()
     torch.optim.SGD(adapted.parameter_groups(lr=0.1, encoder_lr_scale=1.0)).step()
     changed = {key for key, value in adapted.state_dict().items() if not value.equal(before[key])}

@@ -97,11 +97,10 @@ class FakeSegmenter(nn.Module):
     def encode_image(self, image: Tensor) -> Tensor:
         return self.frozen(image.float() / 255)
 
-    def forward(self, image: Tensor | list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor | list[Tensor], ids: Tensor) -> Tensor:
         x = self.encode_image(image) if isinstance(image, Tensor) else torch.cat(image)
         x = x + self.words(ids).mean(dim=1)[:, :, None, None]
-        logits = self.head(self.dropout(self.norm(x)).relu())
-        return logits, logits.new_zeros(())
+        return self.head(self.dropout(self.norm(x)).relu())
 
     def hyperparameters(self) -> dict[str, dict[str, Any]]:
         return {}

@@ -31,9 +31,8 @@ class Oracle(nn.Module):
     def encode_image(self, image: Tensor) -> Tensor:
         return next(mask for known, mask in self.known if torch.equal(known, image[0]))
 
-    def forward(self, masks: list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = 20.0 * torch.stack(masks)[:, None] - 10
-        return logits, logits.new_zeros(())
+    def forward(self, masks: list[Tensor], ids: Tensor) -> Tensor:
+        return 20.0 * torch.stack(masks)[:, None] - 10
 
 
 @pytest.fixture
@@ -75,8 +74,8 @@ def test_the_truth_scores_nearly_all(fake_set: Any) -> None:
 
 def test_counts_are_those_of_masks_at_the_original_size(fake_set: Any, fake_segmenter: Any) -> None:
     class Nothing(fake_segmenter):
-        def forward(self, image: list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.full((len(image), 1, 4, 4), -9.0), torch.zeros(())
+        def forward(self, image: list[Tensor], ids: Tensor) -> Tensor:
+            return torch.full((len(image), 1, 4, 4), -9.0)
 
     dataset = fake_set(5)
     for record in score(Nothing(), dataset).records:
@@ -171,7 +170,7 @@ def test_a_sentence_has_the_same_logits_whatever_it_passes_with(
             alone = predict_logits(segmenter, one[0], [one[1]], **options)[0][0]
             assert torch.equal(together[i][j], alone)
             with torch.no_grad():
-                plain = segmenter(*one)[0][0, 0]
+                plain = segmenter(*one)[0, 0]
             assert torch.equal(one_by_one[i][j], plain)
             torch.testing.assert_close(together[i][j], plain)
 

@@ -44,11 +44,11 @@ def test_an_image_that_was_seen_before_gives_the_same_logits(
     assert [one.step for one in seen] == [step, step]
     for i in range(2):
         for j in range(2):
-            plain = segmenter(image[i : i + 1], ids[j : j + 1])[0]
-            assert torch.equal(segmenter([seen[i]], ids[j : j + 1])[0], plain)
+            plain = segmenter(image[i : i + 1], ids[j : j + 1])
+            assert torch.equal(segmenter([seen[i]], ids[j : j + 1]), plain)
     rows = [0, 1, 1, 0, 1]
-    shared = segmenter([seen[row] for row in rows], ids[[0, 0, 1, 1, 1]])[0]
-    torch.testing.assert_close(shared, segmenter(image[rows], ids[[0, 0, 1, 1, 1]])[0])
+    shared = segmenter([seen[row] for row in rows], ids[[0, 0, 1, 1, 1]])
+    torch.testing.assert_close(shared, segmenter(image[rows], ids[[0, 0, 1, 1, 1]]))
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_towers_that_are_recomputed_keep_less_and_learn_the_same(
         torch.manual_seed(1)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(partial(note, sizes), lambda kept: kept):
-            logits, _ = segmenter(*batch[:2])
+            logits = segmenter(*batch[:2])
         logits.mean().backward()
         trains = {n: p.grad for n, p in segmenter.named_parameters() if p.requires_grad}
         outcomes.append((logits, trains))
@@ -109,7 +109,7 @@ def test_statistics_move_once_where_towers_are_recomputed(
         segmenter.encoder.recomputes = recomputes
         before = segmenter.encoder.clip.visual.layer2[0].bn1.running_mean.clone()
         torch.manual_seed(1)
-        segmenter(*batch[:2])[0].mean().backward()
+        segmenter(*batch[:2]).mean().backward()
         norm = segmenter.encoder.clip.visual.layer2[0].bn1
         assert norm.num_batches_tracked == 1 and norm.momentum == 0.1
         assert not norm.running_mean.equal(before)

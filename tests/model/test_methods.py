@@ -114,7 +114,7 @@ def step(
     image, ids, mask = batch
     optimizer = torch.optim.SGD(segmenter.parameter_groups(lr=0.1, encoder_lr_scale=1.0))
     optimizer.zero_grad()
-    logits, _ = (parallel or segmenter)(image, ids)
+    logits = (parallel or segmenter)(image, ids)
     text_to_pixel_loss(logits, mask).backward()
     optimizer.step()
     trains = {n: p.grad for n, p in segmenter.named_parameters() if p.requires_grad}
@@ -182,7 +182,7 @@ def test_state_goes_round(make: Callable, batch: tuple) -> None:
     image, ids, _ = batch
     segmenter.eval()
     with torch.no_grad():
-        assert torch.equal(segmenter(image, ids)[0], other(image, ids)[0])
+        assert torch.equal(segmenter(image, ids), other(image, ids))
 
 
 def test_a_mask_depends_neither_on_its_batch_mates_nor_much_on_precision(
@@ -191,10 +191,10 @@ def test_a_mask_depends_neither_on_its_batch_mates_nor_much_on_precision(
     image, ids, _ = batch
     segmenter = make().eval()
     with torch.no_grad():
-        together = segmenter(image, ids)[0]
-        alone = torch.cat([segmenter(image[i : i + 1], ids[i : i + 1])[0] for i in range(2)])
+        together = segmenter(image, ids)
+        alone = torch.cat([segmenter(image[i : i + 1], ids[i : i + 1]) for i in range(2)])
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = segmenter(image, ids)[0].float()
+            rounded = segmenter(image, ids).float()
     torch.testing.assert_close(together, alone)
     assert (together - rounded).norm() < 0.1 * together.norm()
 
@@ -206,7 +206,7 @@ def test_weights_held_in_bf16_change_no_bit_under_autocast(make: Callable, batch
     logits = []
     for store in (store_frozen, store_for_inference, None):
         with torch.autocast("cpu", torch.bfloat16):
-            logits.append(segmenter(*batch[:2])[0])
+            logits.append(segmenter(*batch[:2]))
         if store:
             store(segmenter, "bf16")
     assert segmenter.encoder.clip.text.proj.weight.dtype == torch.bfloat16
@@ -222,7 +222,7 @@ def test_one_graph_with_its_gradients(
     for compiles in (False, True):
         segmenter = make_model(kind, {"bridges": []} | METHODS[name][0]).train()
         run = torch.compile(segmenter, fullgraph=True, backend="eager") if compiles else segmenter
-        logits, _ = run(image, ids)
+        logits = run(image, ids)
         text_to_pixel_loss(logits, mask).backward()
         trains = {n: p.grad for n, p in segmenter.named_parameters() if p.requires_grad}
         outcomes.append((logits, trains))

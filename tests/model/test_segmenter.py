@@ -25,17 +25,16 @@ def segmenter(request: pytest.FixtureRequest, kind: str, tiny_segmenter: Callabl
 
 def step(segmenter, batch) -> None:
     image, ids, mask = batch
-    logits, aux_loss = segmenter(image, ids)
-    (text_to_pixel_loss(logits, mask) + aux_loss).backward()
+    logits = segmenter(image, ids)
+    text_to_pixel_loss(logits, mask).backward()
     groups = segmenter.parameter_groups(lr=0.1, encoder_lr_scale=2.0)
     torch.optim.SGD(groups).step()
 
 
 def test_logits_are_four_times_as_fine_as_the_middle_map(segmenter, batch):
     image, ids, _ = batch
-    logits, aux_loss = segmenter(image, ids)
+    logits = segmenter(image, ids)
     assert logits.shape == (2, 1, 16, 16)
-    assert aux_loss.shape == () and aux_loss == 0
 
 
 def test_frozen_tensors_stay_bit_identical(segmenter, batch):
@@ -83,7 +82,7 @@ def test_trainable_state_goes_round(segmenter, batch, kind, tiny_config):
     other.load_trainable_state(segmenter.trainable_state())
     segmenter.eval(), other.eval()
     with torch.no_grad():
-        assert torch.equal(segmenter(image, ids)[0], other(image, ids)[0])
+        assert torch.equal(segmenter(image, ids), other(image, ids))
 
 
 def list_stages(segmenter) -> list[int]:
@@ -96,8 +95,8 @@ def test_a_mask_does_not_depend_on_its_batch_mates(segmenter, batch):
     image, ids, _ = batch
     segmenter.eval()
     with torch.no_grad():
-        together = segmenter(image, ids)[0]
-        alone = torch.cat([segmenter(image[i : i + 1], ids[i : i + 1])[0] for i in range(2)])
+        together = segmenter(image, ids)
+        alone = torch.cat([segmenter(image[i : i + 1], ids[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(together, alone)
 
 
@@ -107,7 +106,7 @@ def test_padding_words_do_not_matter_to_the_decoder(kind, tiny_segmenter, batch)
     segmenter = tiny_segmenter(kind, {"bridges": []}).eval()
     with torch.no_grad():
         torch.testing.assert_close(
-            segmenter(image, ids[:, :7])[0], segmenter(image, ids)[0], rtol=1e-4, atol=1e-5
+            segmenter(image, ids[:, :7]), segmenter(image, ids), rtol=1e-4, atol=1e-5
         )
 
 
@@ -214,13 +213,13 @@ def test_older_positions_of_an_attention_pool_are_read(tiny_segmenter, batch):
     state = dict(segmenter.trainable_state())
     torch.nn.init.normal_(state[name])
     with torch.no_grad():
-        wanted = segmenter(*batch[:2])[0]
+        wanted = segmenter(*batch[:2])
     state[name] = resize_positions(state[name], 4)
     positions = segmenter.encoder.clip.visual.positions
     segmenter.load_trainable_state(state)
     assert segmenter.encoder.clip.visual.positions is positions and len(positions) == 17
     with torch.no_grad():
-        other = segmenter(*batch[:2])[0]
+        other = segmenter(*batch[:2])
     assert other.shape == wanted.shape and not other.equal(wanted)
     state[name] = torch.zeros(16, positions.shape[1])
     with pytest.raises(ValueError, match="positions"):

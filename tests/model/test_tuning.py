@@ -45,7 +45,7 @@ def decoder(request: pytest.FixtureRequest) -> dict:
 
 def step(segmenter: torch.nn.Module, batch: tuple[Tensor, ...]) -> None:
     image, ids, mask = batch
-    text_to_pixel_loss(segmenter(image, ids)[0], mask).backward()
+    text_to_pixel_loss(segmenter(image, ids), mask).backward()
 
 
 def moved(segmenter: Segmenter, batch: tuple[Tensor, ...]) -> set[str]:
@@ -122,8 +122,8 @@ def test_logits_and_batch_mates(make: Make, batch: tuple, decoder: dict) -> None
     image, ids, _ = batch
     segmenter = make("full", **decoder).eval()
     with torch.no_grad():
-        together = segmenter(image, ids)[0]
-        alone = torch.cat([segmenter(image[i : i + 1], ids[i : i + 1])[0] for i in range(2)])
+        together = segmenter(image, ids)
+        alone = torch.cat([segmenter(image[i : i + 1], ids[i : i + 1]) for i in range(2)])
     assert together.shape == (2, 1, 16, 16)
     torch.testing.assert_close(together, alone)
 

@@ -36,7 +36,7 @@ def train(config: Config, rank: int) -> str:
     mask = torch.randint(0, 2, (1, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
     for _ in range(2):
         optimizer.zero_grad()
-        text_to_pixel_loss(parallel(image, ids)[0], mask).backward()
+        text_to_pixel_loss(parallel(image, ids), mask).backward()
         optimizer.step()
     return digest(segmenter)
 

@@ -62,11 +62,11 @@ def test_bridger_sees_the_sentence_whatever_its_place(
 ) -> None:
     image, ids, _ = batch
     segmenter = tiny_segmenter(kind, {"bridges": [COOP, BRIDGER]}).eval()
-    first = segmenter(image, ids)[0]
+    first = segmenter(image, ids)
     segmenter.encoder.bridges = nn.ModuleList(reversed(segmenter.encoder.bridges))
-    assert torch.equal(segmenter(image, ids)[0], first)
+    assert torch.equal(segmenter(image, ids), first)
     nn.init.normal_(segmenter.encoder.bridges[1].context)
-    assert not torch.allclose(segmenter(image, ids)[0], first)
+    assert not torch.allclose(segmenter(image, ids), first)
 
 
 def test_intertwining_stands_before_the_start(make_vit: Callable, batch: tuple) -> None:
@@ -88,7 +88,7 @@ def test_intertwining_stands_before_the_start(make_vit: Callable, batch: tuple) 
 def test_only_the_context_and_the_decoder_train(segmenter: Segmenter, batch: tuple) -> None:
     image, ids, mask = batch
     before = {key: value.clone() for key, value in segmenter.state_dict().items()}
-    text_to_pixel_loss(segmenter.train()(image, ids)[0], mask).backward()
+    text_to_pixel_loss(segmenter.train()(image, ids), mask).backward()
     torch.optim.SGD(segmenter.parameter_groups(lr=0.1, encoder_lr_scale=1.0)).step()
     changed = {k for k, value in segmenter.state_dict().items() if not value.equal(before[k])}
     attached = {key for key in changed if not key.startswith("decoder.")}

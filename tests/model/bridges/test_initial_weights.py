@@ -103,7 +103,7 @@ def test_connect_stays_random_on_request(tiny_segmenter, batch) -> None:
     before = [parameter.clone() for parameter in connect.parameters()]
     assert not any(parameter.requires_grad for parameter in connect.parameters())
     assert any(name.startswith("decoder.connect.") for name in segmenter.trainable_state())
-    segmenter(*batch[:2])[0].mean().backward()
+    segmenter(*batch[:2]).mean().backward()
     torch.optim.SGD([p for p in segmenter.parameters() if p.requires_grad], lr=0.1).step()
     assert all(torch.equal(*pair) for pair in zip(before, connect.parameters(), strict=True))
     assert connect[1].running_mean.any(), "its statistics move, as released"

@@ -54,8 +54,8 @@ def five() -> tuple[Tensor, Tensor]:
 
 def loss_of(segmenter: torch.nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     image, ids, mask = batch
-    logits, aux_loss = segmenter(image, ids)
-    return text_to_pixel_loss(logits, mask) + aux_loss
+    logits = segmenter(image, ids)
+    return text_to_pixel_loss(logits, mask)
 
 
 def read(segmenter: Segmenter, image: Tensor, ids: Tensor) -> Any:
@@ -138,7 +138,7 @@ def test_each_mask_is_the_same_alone_and_in_a_batch_of_five(
     pieces = [(image[i : i + 1], ids[i : i + 1]) for i in range(5)]
     features = [read(segmenter.eval(), *piece) for piece in pieces]
     with torch.no_grad():
-        together, alone = segmenter(image, ids)[0], [segmenter(*piece)[0] for piece in pieces]
+        together, alone = segmenter(image, ids), [segmenter(*piece) for piece in pieces]
         torch.testing.assert_close(together, torch.cat(alone))
         segmenter.train()  # nothing of the side network changes in training
         together = segmenter.side(read(segmenter.eval(), image, ids), ids)
@@ -170,7 +170,7 @@ def test_longer_padding_changes_no_mask(tiny_segmenter: Make, batch: Any) -> Non
     torch.nn.init.normal_(segmenter.side.image_out.weight, std=0.1)
     with torch.no_grad():
         torch.testing.assert_close(
-            segmenter(image, ids[:, :7])[0], segmenter(image, ids)[0], rtol=1e-4, atol=1e-5
+            segmenter(image, ids[:, :7]), segmenter(image, ids), rtol=1e-4, atol=1e-5
         )
 
 
@@ -223,8 +223,8 @@ def test_a_checkpoint_holds_it(
     torch.manual_seed(8)
     loaded = load_segmenter(read_checkpoint(path))
     with torch.no_grad():
-        wanted = segmenter.eval()(*batch[:2])[0]
-        assert torch.equal(loaded.eval()(*batch[:2])[0], wanted)
+        wanted = segmenter.eval()(*batch[:2])
+        assert torch.equal(loaded.eval()(*batch[:2]), wanted)
     values = config.to_dict()
     values["model"]["side"] = None
     with pytest.raises(ValueError, match=r"model\.side\b"):
