@@ -42,7 +42,13 @@ def main(argv: list[str] | None = None) -> int:
         from utils.distributed import start_processes
 
         with start_processes() as processes:
-            return train(config, folder=folder, processes=processes, fresh=arguments.fresh)
+            return train(
+                config,
+                folder=folder,
+                processes=processes,
+                config_file=arguments.config,
+                fresh=arguments.fresh,
+            )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,10 +1,8 @@
-"""The records of runs in ``results/``: a file of JSON and a log each, written once."""
+"""Records of runs in ``results/``: a JSON file and a log for each run, written once."""
 
-import argparse
 import hashlib
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,46 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import State, load_state, read_checkpoint
-from engine.comparison import OF_A_RUN, read_runs
 from engine.differences import differences, flatten, list_changes
 from engine.evaluator import describe_protocol
 from engine.parameters import count
 from engine.provenance import describe_code
+from engine.results import read_results
 from engine.run import is_finished
-from model.backbones import sha256_of
 from utils.config import Config, load_config
 from utils.files import write_text
 
-CONFIGS = Path(__file__).resolve().parent.parent / "config"
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")
-# A test may set these apart from the training that it records.
-OF_A_TEST = (
+METHOD_NAME = r"(?!.*-seed)[\w.+-]+"
+NAME_RULE = "should consist of letters, digits, '_', '.', '+' and '-', without '-seed'"
+# Keys in which the seeds of one method may differ.
+KEYS_OF_A_RUN = ("train.seed", "run.", "data.root", "data.workers")
+KEYS_WITHOUT_EFFECT = (
     "run.",
-    "eval.batch_size",
-    "eval.threshold",
-    "eval.precision",
-    "data.root",
-    "data.workers",
-    "model.backbone.weights",
-)
-# These leave a run what its configuration file says. The threshold is compared with the protocol.
-OF_NO_MATTER = (
-    "run.",
-    "train.seed",
-    "train.micro_batch",
     "eval.batch_size",
     "eval.threshold",
     "data.root",
     "data.workers",
     "model.backbone.weights",
 )
-# What a configuration may set of a protocol; the rest of it must be that of the project.
-OF_A_CONFIG = ("image_size", "max_words", "padded_to", "precision")
+# Keys that a test may set to other values than the training that it records.
+KEYS_OF_A_TEST = (*KEYS_WITHOUT_EFFECT, "eval.precision")
+# Keys that a run may set without a departure from its file; the protocol has the threshold.
+KEYS_NOT_OF_A_FILE = (*KEYS_WITHOUT_EFFECT, "train.seed", "train.micro_batch")
+# Keys of the protocol that a configuration may set; the others must be those of the project.
+PROTOCOL_KEYS_OF_A_CONFIG = ("image_size", "max_words", "padded_to", "precision")
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A run that is about to be recorded: where, under which method, from which files."""
+    """A finished run that can be recorded as ``path``; ``log`` and ``state`` are its own."""
 
     path: Path
     method: str
@@ -60,25 +52,27 @@ class Recording:
     state: State
 
     def write(self, results: Mapping[str, Any]) -> str:
-        """Write the record of ``results`` and its log, and say so; both stay if they are there.
+        """Write ``results`` and the log as a record, unless they are there; return a report.
 
         Raises:
             ValueError: if the run is recorded with other scores.
         """
         if self.path.exists():
-            if _scores(read_runs([self.path])[0].results) != _scores(results):
+            if _scores(read_results(self.path)[0]) != _scores(results):
                 raise ValueError(
                     f"{self.path} records this run with other splits, scores or protocol; records "
                     "are never edited: give --record another name"
                 )
             return f"already recorded in {self.path}"
-        config = Config.from_dict(results["config"])
-        sizes = count(config)
+        sizes = count(Config.from_dict(results["config"]))
         names = ("backbone", "attached", "head", "trainable", "frozen")
+        keys = flatten(results["config"])
+        shared = {key: x for key, x in keys.items() if not key.startswith(KEYS_OF_A_RUN)}
+        content = json.dumps(shared, sort_keys=True).encode()
         record = {
             "method": self.method,
             "config_file": self.config_file,
-            "config_sha256": hash_of(config),
+            "config_sha256": hashlib.sha256(content).hexdigest(),
             "parameters": {name: sizes[name] for name in names},
             "training": {
                 "steps": self.state["step"],
@@ -91,101 +85,79 @@ class Recording:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.log, self.path.with_suffix(".log"))
         write_text(self.path, json.dumps(record, indent=2) + "\n")
-        told = [" ".join(item) for item in describe_code(record).items()]
-        if self.config_file is not None:
-            told = changes_of(record, CONFIGS.parent / self.config_file) + told
-        return "\n  ".join([f"recorded in {self.path}", *(f"marked: {mark}" for mark in told)])
+        marks = list_departures(record) + [" ".join(mark) for mark in describe_code(record).items()]
+        return "\n  ".join([f"recorded in {self.path}", *(f"marked: {mark}" for mark in marks)])
 
 
 def open_recording(
     checkpoint: Path, config: Config, name: str = "", *, folder: Path = RESULTS
 ) -> Recording:
-    """Find what is needed to record the run of ``checkpoint``, tested with ``config``.
+    """Prepare to record the run of ``checkpoint``, tested with ``config``, in ``folder``.
 
-    The record is called ``name``, or as the configuration file of the run, and its seed.
+    The record is called by its seed and ``name``, by default the name of the configuration file.
 
     Raises:
-        ValueError: if the run's folder is not whole, it has not ended, was trained with another
-            ``config``, has no name, or another run is recorded under it.
+        ValueError: if the run is not complete, was trained with another ``config`` or has no name,
+            or if another run is recorded under that name.
     """
-    read = read_checkpoint(checkpoint)
-    trained, metadata = read.config, read.metadata
-    _check_test(config, trained, checkpoint)
-    state = _read_end(checkpoint.parent)
-    file = _config_file(metadata["provenance"]["command"])  # only runs have last.pt, and this
-    method = name or _name(trained, file)
-    if not re.fullmatch(r"[\w.+-]+", method) or "-seed" in method:
+    saved = read_checkpoint(checkpoint)
+    trained = saved.config
+    if changed := differences(config.to_dict(), trained.to_dict(), apart_from=KEYS_OF_A_TEST):
         raise ValueError(
-            f"--record {method}: should be of letters, digits and . _ + -, without '-seed', which "
-            "is added"
+            f"{checkpoint}: --record keeps a run as it was trained, but {list_changes(changed)}; "
+            "remove these changes, or --record"
         )
+    state = _read_last_state(checkpoint.parent)
+    config_file = saved.metadata.get("config_file")  # checkpoints of earlier versions lack it
+    method = name or _method_name(trained, config_file)
+    if not re.fullmatch(METHOD_NAME, method):
+        raise ValueError(f"--record {method}: {NAME_RULE}, which is added")
     path = folder / f"{method}-seed{trained.train.seed}.json"
     if path.exists():
-        recorded = read_runs([path])[0].results["checkpoint"]["sha256"]
-        if recorded != sha256_of(checkpoint):
+        recorded = read_results(path)[0]["checkpoint"]["sha256"]
+        if recorded != saved.sha256:
             raise ValueError(
                 f"{path} records another run, with checkpoint {recorded[:12]}; records are never "
                 "edited: give --record another name"
             )
-    config_file = None if file is None else f"config/{file.as_posix()}"
     return Recording(path, method, config_file, checkpoint.parent / "run.log", state)
 
 
-def hash_of(config: Config) -> str:
-    """SHA-256 of what all seeds of a method have in common."""
-    values = flatten(config.to_dict())
-    common = {key: value for key, value in values.items() if not key.startswith(OF_A_RUN)}
-    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()
-
-
-def changes_of(record: Mapping[str, Any], path: Path) -> list[str]:
-    """Sentences on where a run departs from its configuration file and from the protocol."""
-    measured = record["protocol"]
-    ours = describe_protocol(Config(), None, precision="", name=measured["name"], length=0)
-    unequal = differences(measured, ours, apart_from=OF_A_CONFIG)
-    return _departures(Config.from_dict(record["config"]), path) + [
-        f"protocol: {key} is {mine!r}, the project's is {theirs!r}"
-        for key, (mine, theirs) in unequal.items()
+def list_departures(record: Mapping[str, Any]) -> list[str]:
+    """List where a run departs from its configuration file and from the project's protocol."""
+    if record["config_file"] is None:
+        return []
+    used = record["protocol"]
+    ours = describe_protocol(Config(), None, precision="", name=used["name"], length=0)
+    unequal = differences(used, ours, apart_from=PROTOCOL_KEYS_OF_A_CONFIG)
+    return _changed_keys(Config.from_dict(record["config"]), record["config_file"]) + [
+        f"protocol: {key} is {value!r}, the project's is {default!r}"
+        for key, (value, default) in unequal.items()
     ]
 
 
-def _departures(config: Config, path: Path) -> list[str]:
-    """Sentences on keys that are not as in a file, where they touch the numbers.
-
-    One data set in the place of another is none.
-    """
-    unequal = differences(config.to_dict(), load_config(path).to_dict(), apart_from=OF_NO_MATTER)
+def _changed_keys(config: Config, config_file: str) -> list[str]:
+    """List the keys that change the numbers and are not as in the file; not another data set."""
+    written = load_config(ROOT / config_file).to_dict()
+    unequal = differences(config.to_dict(), written, apart_from=KEYS_NOT_OF_A_FILE)
     return [
-        f"{key} is {mine!r}, {theirs!r} in the file"
-        for key, (mine, theirs) in unequal.items()
-        if not (key == "data.dataset" and isinstance(mine, str) and isinstance(theirs, str))
+        f"{key} is {value!r}, {original!r} in the file"
+        for key, (value, original) in unequal.items()
+        if not (key == "data.dataset" and isinstance(value, str) and isinstance(original, str))
     ]
 
 
 def _scores(results: Mapping[str, Any]) -> Any:
-    """What is the same when a run is tested twice."""
-    measured = [results, *results.get("other_protocols", [])]
-    scores = [
-        {
-            split: {name: value for name, value in scores.items() if name != "seconds"}
-            for split, scores in one["splits"].items()
-        }
-        for one in measured
+    """Return what is the same when a run is tested twice."""
+    by_protocol = [
+        (one["protocol"], {split: {**x, "seconds": 0} for split, x in one["splits"].items()})
+        for one in (results, *results.get("other_protocols", []))
     ]
-    return results["checkpoint"]["sha256"], [one["protocol"] for one in measured], scores
+    return results["checkpoint"]["sha256"], by_protocol
 
 
-def _check_test(config: Config, trained: Config, checkpoint: Path) -> None:
-    unequal = differences(config.to_dict(), trained.to_dict(), apart_from=OF_A_TEST)
-    if unequal:
-        raise ValueError(
-            f"{checkpoint}: --record keeps a run as it was trained, but {list_changes(unequal)}; "
-            "leave that out, or --record"
-        )
-
-
-def _read_end(folder: Path) -> State:
-    """The last state of a run that has ended."""
+def _read_last_state(folder: Path) -> State:
+    """Read the state of a run that has ended; ``ValueError`` if it has not, or lacks a file."""
     for name in ("last.pt", "run.log"):
         if not (folder / name).is_file():
             raise ValueError(
@@ -195,34 +167,23 @@ def _read_end(folder: Path) -> State:
     state = load_state(folder / "last.pt")
     if not is_finished(state, Config.from_dict(state["config"], source=str(folder / "last.pt"))):
         raise ValueError(
-            f"{folder}: this run stands at step {state['step']} of {state['total_steps']}; "
-            "--record keeps those that have ended"
+            f"{folder}: this run is at step {state['step']} of {state['total_steps']}; "
+            "--record keeps runs that have ended"
         )
     return state
 
 
-def _config_file(command: str) -> Path | None:
-    """The file that a training command names, as a path in ``config/``; None for another."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    path = parser.parse_known_args(shlex.split(command))[0].config
-    path = None if path is None else (CONFIGS.parent / path).resolve()
-    return path.relative_to(CONFIGS) if path and path.is_relative_to(CONFIGS) else None
-
-
-def _name(config: Config, file: Path | None) -> str:
-    """``etris_vitb16`` of that file; with another data set ``etris_vitb16-refcoco+``."""
-    if file is None:
+def _method_name(config: Config, config_file: str | None) -> str:
+    """``etris_vitb16`` for that file; with another data set ``etris_vitb16-refcoco+``."""
+    if config_file is None:
         raise ValueError(
-            "--record needs a name, such as --record mine: the run was not begun with a file of "
-            "config/"
+            "--record needs a name, such as --record mine: the run does not name a file of config/"
         )
-    if departures := _departures(config, CONFIGS / file):
+    if changed := _changed_keys(config, config_file):
         raise ValueError(
-            f"--record needs a name, such as --record mine: of config/{file.as_posix()}, "
-            f"{'; '.join(departures)}"
+            f"--record needs a name, such as --record mine: of {config_file}, {'; '.join(changed)}"
         )
-    name = "-".join(file.with_suffix("").parts)
-    names = config.data.datasets
-    kept = names == load_config(CONFIGS / file).data.datasets
-    return name if kept else f"{name}-{'-'.join(names)}"
+    name = "-".join(Path(config_file).with_suffix("").parts[1:])
+    datasets = config.data.datasets
+    is_same = datasets == load_config(ROOT / config_file).data.datasets
+    return name if is_same else f"{name}-{'-'.join(datasets)}"

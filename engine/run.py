@@ -19,6 +19,7 @@ from utils.distributed import Processes
 from utils.files import write_text
 from utils.logging import start_logging
 
+CONFIGS = Path(__file__).resolve().parent.parent / "config"
 # May change while a run goes on: they move no loss and no choice.
 FREE_KEYS = (
     "run.",
@@ -32,12 +33,20 @@ FREE_KEYS = (
 )
 
 
-def train(config: Config, *, folder: Path, processes: Processes, fresh: bool = False) -> int:
+def train(
+    config: Config,
+    *,
+    folder: Path,
+    processes: Processes,
+    config_file: Path | None = None,
+    fresh: bool = False,
+) -> int:
     """Train ``config`` in ``folder``, going on from its ``last.pt``; return the exit code.
 
     That is 0 at the end of a run (and if it was done already), 128 + the signal's number after one
-    and 1 where a loss was not finite. ``fresh`` moves what is there aside and begins anew. Raises
-    ``ValueError`` for a folder whose run has another config or other data.
+    and 1 where a loss was not finite. The checkpoint names ``config_file``, from which ``config``
+    was read, if it is in the project's ``config/``. ``fresh`` moves what is there aside and begins
+    anew. Raises ``ValueError`` for a folder whose run has another config or other data.
     """
     state = processes.share(_open_folder(config, folder, fresh) if processes.is_main else None)
     start_logging(folder if processes.is_main else None, rank=processes.rank)
@@ -48,6 +57,7 @@ def train(config: Config, *, folder: Path, processes: Processes, fresh: bool = F
     if processes.is_main:
         write_text(folder / "config.yaml", config.to_yaml())
     trainer = _make_trainer(config, folder, processes, state)
+    trainer.config_file = _name_in_project(config_file)
     how = f"going on at step {trainer.step}" if state else "beginning"
     logger.info(
         f"{folder}: {how}, to step {trainer.length()}; {len(trainer.train_set)} references, "
@@ -84,6 +94,14 @@ def _make_trainer(
     return Trainer(
         segmenter, train_set, val_sets, config, folder=folder, processes=processes, state=state
     )
+
+
+def _name_in_project(config_file: Path | None) -> str | None:
+    """Return ``config/demo/etris.yaml`` for a file of the project's config/, None for another."""
+    path = None if config_file is None else config_file.resolve()
+    if path is None or not path.is_relative_to(CONFIGS):
+        return None
+    return path.relative_to(CONFIGS.parent).as_posix()
 
 
 def is_finished(state: State, config: Config) -> bool:

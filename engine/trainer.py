@@ -73,6 +73,7 @@ class Trainer:
         self.step, self.scored_step, self.elapsed = 0, 0, 0.0
         self.best: dict[str, float] | None = None
         self.peak_memory: dict[str, int] = {}
+        self.config_file: str | None = None  # in config/, for the metadata of the checkpoint
         self.history = History()
         self.stop = StopSignal()
         if state is None:
@@ -269,6 +270,7 @@ class Trainer:
             "selected_by": {"split": options.split, "metric": options.metric},
             "data_fingerprint": self.train_set.fingerprint,
             "data": self.train_set.composition(),
+            "config_file": self.config_file,
             "provenance": provenance(self.processes.device),
         }
         save_checkpoint(self.folder / "best.safetensors", self.segmenter, self.config, extra=story)

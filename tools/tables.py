@@ -1,26 +1,25 @@
-"""Print the tables of ETRIS and BarLeRIa: published figures, and beside them ours.
+"""Print the tables of ETRIS and BarLeRIa: published figures, and ours beside them.
 
-Scores are read from the records that test.py --record wrote, and stay empty where nothing was run.
+Scores are read from the records that test.py --record wrote, and are empty where nothing was run.
 Numbers of parameters are counted from the configurations; no weights are needed.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-EXAMPLE = """examples:
+from utils.cli import make_parser, run_command  # noqa: E402
+
+EXAMPLES = """\
   python tools/tables.py
   python tools/tables.py --table etris-2 barleria-5
   python tools/tables.py --write docs/tables.md"""
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument(
         "--table",
         nargs="+",
@@ -32,14 +31,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="folder of records (%(default)s)"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
 
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    try:
-        from tools.study.published import read_tables
-        from tools.study.tables import read_records, write_page
+    def run() -> None:
+        from tools.study.tables import read_records, read_tables, write_page
         from utils.files import check_output, write_text
 
         if arguments.write is not None:
@@ -53,10 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         print(page)
         if arguments.write is not None:
             write_text(arguments.write, f"{page}\n")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pages import ROOT, read, table
 
-from engine.comparison import caveats, group_runs, to_markdown
 from engine.parameters import count
-from tools.study.job import plan
-from tools.study.published import read_tables
+from tools.study.comparison import compare_methods, group_runs, list_caveats
+from tools.study.job import plan_jobs
 from tools.study.sweep_config import load_sweep
+from tools.study.tables import read_tables
 from utils.config import load_config
 from utils.data.datasets import DATASETS
 
@@ -94,13 +94,13 @@ def test_the_comparison_is_of_the_records(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(ROOT)
     path = Path("sweeps/demo.yaml")
     sweep = load_sweep(path)
-    runs = [job.finished() for job in plan(sweep, path)]
+    runs = [job.finished_run() for job in plan_jobs(sweep, path)]
     assert None not in runs
     methods = group_runs(run for run in runs if run)
     page = read("docs/comparison.md")
-    assert to_markdown(methods, sweep.splits) in page
-    told = {f"- not the same for all: {note}" for note in caveats(methods)}
-    assert told <= set(page.splitlines())
+    assert compare_methods(methods, sweep.splits) in page
+    caveats = {f"- {note}" for note in list_caveats(methods)}
+    assert caveats <= set(page.splitlines())
 
 
 PUBLISHED = table("docs/reproducing.md", "| configuration | RefCOCO |")

@@ -1,83 +1,80 @@
-"""What a sweep is: methods, overrides, seeds and keys for all, read from one YAML file."""
+"""Read a sweep from a YAML file: methods, overrides, seeds and the keys of all runs."""
 
 import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError
 
+from engine.record import METHOD_NAME, NAME_RULE
 from utils.config import Count, Section
 from utils.config_layers import Layer, explain, merge_layers, read_files
 from utils.yaml_files import parse_yaml
 
-RESERVED = {
+RESERVED_KEYS = {
     "train.seed": "'seeds' lists the seeds",
-    "run.folder": "'folder' says where all runs go",
+    "run.folder": "'folder' names the folder of all runs",
 }
 
 
-def _free(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    for key, reason in RESERVED.items():
+def _check_keys(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for key, reason in RESERVED_KEYS.items():
         if key in options:
-            raise ValueError(f"{key} is the sweep's own: {reason}")
+            raise ValueError(f"the sweep sets {key} itself: {reason}")
     return options
 
 
-def _plain(name: str) -> str:
-    if not re.fullmatch(r"[\w.+-]+", name) or "-seed" in name:
-        raise ValueError("should be of letters, digits, '_', '.', '+' and '-', without '-seed'")
+def _check_name(name: str) -> str:
+    if not re.fullmatch(METHOD_NAME, name):
+        raise ValueError(NAME_RULE)
     return name
 
 
-def _plainly_called(folder: str) -> str:
-    _plain(Path(folder).name)
+def _check_folder(folder: str) -> str:
+    _check_name(Path(folder).name)
     return folder
 
 
-def _some(values: list[Any]) -> list[Any]:
-    if not values:
-        raise ValueError("should list at least one")
+def _check_distinct(values: list[Any]) -> list[Any]:
+    if repeated := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"duplicate {repeated[0]!r}; name each once")
     return values
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    if repeated := [value for value in values if values.count(value) > 1]:
-        raise ValueError(f"{repeated[0]!r} stands twice; name each once")
-    return _some(values)
-
-
-def _number_or_auto(value: Any) -> Any:
+def _check_parallel(value: Any) -> Any:
     if value != "auto" and (type(value) is not int or value < 1):
         raise ValueError("should be 'auto' or how many run at a time, from 1")
     return value
 
 
-Options = Annotated[dict[str, JsonValue], AfterValidator(_free)]
+Name = Annotated[str, AfterValidator(_check_name)]
+Options = Annotated[dict[str, JsonValue], AfterValidator(_check_keys)]
+Value = TypeVar("Value")
+Distinct = Annotated[list[Value], AfterValidator(_check_distinct)]
 Seed = Annotated[int, Field(ge=0)]
-Slots = Annotated[Literal["auto"] | int, BeforeValidator(_number_or_auto)]
 
 
 class MethodConfig(Section):
-    """A row of the comparison: a configuration file and the keys that go over it here."""
+    """A row of the comparison: a configuration file and the keys that replace its own."""
 
     config: str
-    name: Annotated[str, AfterValidator(_plain)] | None = None
+    name: Name | None = None
     opts: Options = Field(default={})
 
     @property
     def label(self) -> str:
-        """What its runs are called; without a name of its own, as the file."""
+        """What its runs are called: ``name``, or the name of the file."""
         return self.name or Path(self.config).stem
 
 
-def _method(value: Any) -> Any:
-    """A path alone stands for ``{config: PATH}``."""
-    if not isinstance(value, str | dict):
-        raise ValueError("should be a path or {config: PATH, name: NAME, opts: {...}}")
+def _read_method(value: Any) -> Any:
+    """Read ``{config: PATH, ...}``, or a path alone."""
     keys = {"config": value} if isinstance(value, str) else value
+    if not isinstance(keys, dict):
+        raise ValueError("should be a path or {config: PATH, name: NAME, opts: {...}}")
     try:
         return MethodConfig.model_validate(keys)
     except ValidationError as error:
@@ -85,7 +82,7 @@ def _method(value: Any) -> Any:
         raise ValueError("; ".join(problems)) from None
 
 
-Methods = list[Annotated[MethodConfig, BeforeValidator(_method)]]
+Methods = list[Annotated[MethodConfig, BeforeValidator(_read_method)]]
 
 
 class SweepConfig(Section):
@@ -93,31 +90,31 @@ class SweepConfig(Section):
 
     Attributes:
         configs: the methods, paths or ``{config: PATH, name: NAME, opts: {...}}``.
-        seeds: each method is trained with every one.
-        opts: keys that go over those of every configuration.
+        seeds: each method is trained with every seed.
+        opts: keys that replace those of every configuration.
         overrides: each a name and its keys, ``{lr3: {train.lr: 1e-3}}``; every method is trained
-            with each of them, as a row ``<method>.<name>``. They go over all other keys.
+            with each of them, as a row ``<method>.<name>``. They replace all other keys.
         splits: what the best checkpoint of each run is scored on.
         folder: of all runs, each ``<name>-seed<seed>``, and of the comparison.
-        parallel: how many run at a time. ``auto``: one for each GPU, or without any one for every
+        parallel: how many run at a time. ``auto``: one for each GPU, or on a CPU one for every
             ``threads`` cores.
-        threads: that each run computes with on a CPU.
+        threads: of each run on a CPU.
         record: keep each run in ``results/`` as ``<name of the folder>-<name>-seed<seed>``.
     """
 
-    configs: Annotated[Methods, AfterValidator(_some)] = Field(default=[])
-    seeds: Annotated[list[Seed], AfterValidator(_distinct)] = Field(default=[0])
+    configs: Methods = Field(default=[], min_length=1)
+    seeds: Distinct[Seed] = Field(default=[0], min_length=1)
     opts: Options = Field(default={})
-    overrides: dict[Annotated[str, AfterValidator(_plain)], Options] = Field(default={})
-    splits: Annotated[list[str], AfterValidator(_distinct)] = Field(default=[])
-    folder: Annotated[str, AfterValidator(_plainly_called)]
-    parallel: Slots = "auto"
+    overrides: dict[Name, Options] = Field(default={})
+    splits: Distinct[str] = Field(default=[], min_length=1)
+    folder: Annotated[str, AfterValidator(_check_folder)]
+    parallel: Annotated[Literal["auto"] | int, BeforeValidator(_check_parallel)] = "auto"
     threads: Count = 1
     record: bool = False
 
     @property
     def rows(self) -> list[MethodConfig]:
-        """``configs`` x ``overrides``, each override of a method after the other."""
+        """Return ``configs`` x ``overrides``, all overrides of a method in turn."""
         if not self.overrides:
             return self.configs
         return [
@@ -128,27 +125,24 @@ class SweepConfig(Section):
 
 
 def load_sweep(path: Path) -> SweepConfig:
-    """Read ``path``; one ``ValueError`` has a line for every mistake.
+    """Read the sweep in ``path``; one ``ValueError`` has a line for every mistake.
 
-    Runs go to ``runs/sweep-<name of the file>`` unless it says otherwise.
+    The default folder is ``runs/sweep-<name of the file>``.
     """
     tree, layers = merge_layers(read_files(path), (), {})
-    values = {"folder": f"runs/sweep-{path.stem}", **tree}
     try:
-        return SweepConfig.model_validate(values)
+        return SweepConfig.model_validate({"folder": f"runs/sweep-{path.stem}", **tree})
     except ValidationError as error:
-        # without the layer of defaults: what is missing is told of the file
+        # without the layer of defaults, so that a missing key is reported for the file
         raise ValueError("\n".join(explain(error, SweepConfig, layers[1:]))) from None
 
 
 def to_overrides(options: Mapping[str, JsonValue]) -> list[str]:
-    """``options`` as ``--opts`` takes them."""
-    return [f"{key}={_to_text(value)}" for key, value in options.items()]
-
-
-def _to_text(value: JsonValue) -> str:
-    """YAML for ``value``: itself where that is read as the same text, else JSON."""
-    with suppress(ValueError):
-        if isinstance(value, str) and parse_yaml(value) == value:
-            return value
-    return json.dumps(value, ensure_ascii=False)
+    """Write ``options`` as ``--opts`` takes them: JSON, or text alone where YAML reads it so."""
+    overrides = []
+    for key, value in options.items():
+        text = json.dumps(value, ensure_ascii=False)
+        with suppress(ValueError):
+            text = value if isinstance(value, str) and parse_yaml(value) == value else text
+        overrides.append(f"{key}={text}")
+    return overrides
