@@ -20,8 +20,7 @@ from utils.data.store import ReferStore
 from utils.data.transforms import restore_logits
 from utils.demo.writer import write_demo
 from utils.prepare.pack import pack_dataset
-from utils.prepare.refer import refer_source
-from utils.prepare.refer_files import read_refs
+from utils.prepare.refer import read_refs, refer_source
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)

@@ -1,12 +1,16 @@
-"""Fetch CLIP weights, OpenAI's and EVA-02's: resumes, verifies the SHA-256, renames into place."""
+"""Download CLIP weights of OpenAI and EVA-02: resume, verify the SHA-256, rename into place."""
 
-import argparse
 import sys
+from argparse import Namespace
 from difflib import get_close_matches
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from utils.cli import make_parser, run_command  # noqa: E402
+from utils.files import sha256_of  # noqa: E402
+from utils.prepare.download import DownloadError, download  # noqa: E402
 
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
 # The SHA-256 of each file; OpenAI publishes it in a folder of that name (openai/CLIP, clip.py).
@@ -18,20 +22,19 @@ WEIGHTS = {
     "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
     "EVA02-B/16": "4aab21dd652dc19aab7ff2302e5a07582d7838e8a3b26c80d697115fb0c6ddf0",
 }
-# Those of other publishers: the folder, and the name of the file there and here.
+# Weights of other publishers: the folder, and the name of the file there and here.
 ELSEWHERE = {
     "EVA02-B/16": (
         "https://huggingface.co/QuanSun/EVA-CLIP/resolve/main",
         "EVA02_CLIP_B_psz16_s8B.pt",
     ),
 }
-EXAMPLE = """example:
-  python tools/download_weights.py RN101
+EXAMPLES = """  python tools/download_weights.py RN101
   python tools/download_weights.py ViT-B/16 --url https://mirror.example/clip/models"""
 
 
 def file_name(name: str) -> str:
-    """The name of the file as it is published: ``ViT-B-16.pt`` for ``ViT-B/16``."""
+    """Return the published name of the file: ``ViT-B-16.pt`` for ``ViT-B/16``."""
     return ELSEWHERE[name][1] if name in ELSEWHERE else f"{name.replace('/', '-')}.pt"
 
 
@@ -54,61 +57,45 @@ def _known_name(text: str) -> str:
     return names[key]
 
 
-def _fetch(name: str, arguments: argparse.Namespace) -> None:
-    from utils.prepare.download import DownloadError, download, file_sha256
-
-    path = arguments.root / file_name(name)
-    if path.exists():
-        if file_sha256(path) != WEIGHTS[name]:
+def download_weights(options: Namespace) -> None:
+    """Download the weights that do not exist yet; ValueError if a file has another SHA-256."""
+    for name in [_known_name(text) for text in options.names]:
+        path = options.root / file_name(name)
+        if not path.exists():
+            url, sha256 = _address(name, options.url), WEIGHTS[name]
+            try:
+                download(url, path, sha256=sha256, retries=options.retries)
+            except DownloadError as error:
+                way_out = "run the command again to continue, or choose another --url"
+                raise ValueError(f"{error}; {way_out}") from None
+            print(f"{path}: done, SHA-256 is right")
+        elif sha256_of(path) == WEIGHTS[name]:
+            print(f"{path}: already there, SHA-256 is right")
+        else:
             raise ValueError(
                 f"{path}: is there, but is not the published {name} (its SHA-256 differs); "
                 "move it away or choose another --root"
             )
-        print(f"{path}: already there, SHA-256 is right")
-        return
-    url, sha256 = _address(name, arguments.url), WEIGHTS[name]
-    try:
-        download(url, path, sha256=sha256, retries=arguments.retries)
-    except DownloadError as error:
-        raise ValueError(
-            f"{error}; run the command again to go on, or choose another --url"
-        ) from None
-    print(f"{path}: done, SHA-256 is right")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WEIGHTS))
-    parser.add_argument("--list", action="store_true", help="list names, files and checksums")
-    parser.add_argument(
-        "--root", type=Path, default=Path("pretrain"), help="folder to write to (pretrain)"
-    )
-    parser.add_argument(
-        "--url", help="another server with folders named by SHA-256, or a .pt file's address"
-    )
-    parser.add_argument(
-        "--retries", type=int, default=5, help="attempts to take up a broken transfer (5)"
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.list:
+    parser = make_parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help=", ".join(WEIGHTS))
+    add("--list", action="store_true", help="list names, files and checksums")
+    add("--root", type=Path, default=Path("pretrain"), help="folder to write to (pretrain)")
+    add("--url", help="another server with folders named by SHA-256, or a .pt file's address")
+    add("--retries", type=int, default=5, help="attempts to resume a broken transfer (5)")
+    options = parser.parse_args(argv)
+    if options.list:
         for name, sha256 in WEIGHTS.items():
             print(f"{name:12}{file_name(name):27}{sha256}")
         return 0
-    if not arguments.names:
-        parser.error("which weights? name some, or see --list")
-    try:
-        for name in [_known_name(text) for text in arguments.names]:
-            _fetch(name, arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; run the command again and it goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    if not options.names:
+        parser.error("name the weights to download, or see --list")
+    on_interrupt = "\nstopped; run the same command again to continue from here"
+    return run_command(lambda: download_weights(options), on_interrupt=on_interrupt)
 
 
 if __name__ == "__main__":

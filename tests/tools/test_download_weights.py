@@ -44,7 +44,7 @@ def test_file_that_is_there_is_not_fetched_again(run, server, capsys) -> None:
     assert "already there, SHA-256 is right" in capsys.readouterr().out
     path.write_bytes(b"mine")
     assert run()[0] == 2 and path.read_bytes() == b"mine"
-    assert "is not the published ViT-B/16" in capsys.readouterr().err
+    assert str(path) in capsys.readouterr().err
 
 
 def test_broken_transfer_is_taken_up_by_the_next_command(run, server, capsys) -> None:
@@ -52,8 +52,7 @@ def test_broken_transfer_is_taken_up_by_the_next_command(run, server, capsys) ->
     code, path = run("--retries", "0")
     assert code == 2 and not path.exists()
     error = capsys.readouterr().err
-    assert "broke off" in error and f"ViT-B-16.pt.part keeps {len(CONTENT) // 2:,} bytes" in error
-    assert error.splitlines()[-1].endswith("to go on, or choose another --url")
+    assert f"ViT-B-16.pt.part keeps {len(CONTENT) // 2:,} bytes" in error and "--url" in error
     assert run()[0] == 0 and path.read_bytes() == CONTENT
     assert server.requests[-1] == (PUBLISHED, f"bytes={len(CONTENT) // 2}-")
 
@@ -63,18 +62,15 @@ def test_wrong_checksum_is_never_renamed_into_place(run, server, capsys) -> None
     code, path = run()
     assert code == 2 and list(path.parent.iterdir()) == []
     error = capsys.readouterr().err
-    assert error.splitlines()[-1].startswith("error: http") and f"not {SHA256}" in error
+    assert f"error: {server.url}" in error and SHA256 in error
     assert run()[0] == 0 and path.read_bytes() == CONTENT
 
 
-def test_absent_file_and_full_address(run, server, capsys) -> None:
+def test_absent_files_and_servers_are_named(run, server, capsys) -> None:
     code, path = run("--url", f"{server.url}/mirror/ViT-B-16.pt")
     assert code == 2 and not path.exists()
     assert server.requests == [("/mirror/ViT-B-16.pt", None)]
     assert "/mirror/ViT-B-16.pt: the server answers 404 Not Found" in capsys.readouterr().err
-
-
-def test_no_server_and_no_address(run, capsys) -> None:
     assert run("--url", "http://127.0.0.1:1")[0] == 2
     assert "no connection" in capsys.readouterr().err
     assert run("--url", "mirror")[0] == 2

@@ -13,8 +13,7 @@ from utils.data.store import close_store
 from utils.demo.writer import write_demo
 from utils.prepare.annotations import Source
 from utils.prepare.pack import pack_dataset
-from utils.prepare.refer import refer_source
-from utils.prepare.refer_files import read_refs
+from utils.prepare.refer import read_refs, refer_source
 
 
 @pytest.fixture(scope="session")

@@ -1,41 +1,50 @@
-"""Downloads: taken up where they broke off, verified, and only then renamed into place."""
+"""Download files and unpack zip archives.
+
+A download resumes where it broke off, is compared with its SHA-256, and is renamed when complete.
+"""
 
 import errno
-import hashlib
 import os
+import re
 import shutil
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from utils.files import sha256_of
 
 if TYPE_CHECKING:
     import requests
 
-CHUNK = 1 << 16  # what a broken connection may cost
-TIMEOUT = (10, 30)  # seconds until a connection stands, and without a byte
-LARGE = 1 << 28  # bytes whose checksum takes long enough to show how far it is
-SPARE = 1 << 24  # bytes of a disk that are left free
+CHUNK = 1 << 16  # bytes that a broken connection may cost
+TIMEOUT = (10, 30)  # seconds to connect, and without a byte
+SPARE = 1 << 24  # bytes of a disk that stay free
+MAX_WAIT = 15.0  # seconds before a transfer is tried again
+# what zipfile raises for members that are damaged, encrypted or compressed in an unknown way
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 class DownloadError(ValueError):
-    """An address does not give the file that was asked for; another one may."""
+    """An address does not give the file; another one may."""
 
 
 class _BrokenTransferError(Exception):
-    """The transfer broke off and may be continued."""
+    """The transfer broke off and may be resumed."""
 
 
 def fetch(urls: Sequence[str], path: Path, *, sha256: str, size: int) -> None:
-    """Fetch ``path`` from the first of several addresses that gives the file of this SHA-256.
+    """Download ``path`` from the first of several addresses that gives the file of this SHA-256.
 
-    What one address sent is continued from the next, as the checksum over the whole file decides.
-    An address that fails is a line in the log.
+    The next address continues what one has sent, as the checksum of the whole file decides. The
+    log has a line for each address that fails.
 
     Raises:
-        ValueError: no address gave the file, or the disk is too full for its ``size`` bytes.
+        ValueError: no address gave the file, or the disk has no room for its ``size`` bytes.
     """
     from loguru import logger
 
@@ -57,55 +66,38 @@ def fetch(urls: Sequence[str], path: Path, *, sha256: str, size: int) -> None:
 def download(
     url: str, path: Path, *, sha256: str, size: int | None = None, retries: int = 5
 ) -> None:
-    """Fetch ``url`` to ``path``, continuing what an earlier call left in ``path``.part.
+    """Download ``url`` to ``path``, resuming what an earlier call left in ``path``.part.
 
-    A transfer that breaks off is taken up again, at most ``retries`` times without a new byte
-    (once, if the address never sent any). If what was continued turns out wrong, the whole is
-    fetched once more. ``path`` itself is only ever a complete and verified file.
+    A broken transfer is resumed at most ``retries`` times without a new byte (once, if the address
+    never sent any). A resumed file with a wrong checksum is downloaded once more from the start.
+    ``path`` itself is always a complete and verified file.
 
     Raises:
-        DownloadError: the server refuses, the connection is lost for good, or what it gives has
-            another checksum or another ``size``.
+        DownloadError: the server refuses, the connection is lost, or the file has another
+            checksum or another ``size``.
         ValueError: the disk is full; the part stays.
     """
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     if size is not None and _size(part) > size:
         part.unlink()
-    is_continued = _size(part) > 0
+    was_resumed = _size(part) > 0
     _receive(url, part, size=size, retries=retries)
-    found = file_sha256(part)
-    if found != sha256 and is_continued:
-        part.unlink()  # what lay there may have been the wrong half
+    found = sha256_of(part)
+    if found != sha256 and was_resumed:
+        part.unlink()  # the earlier bytes may be wrong
         _receive(url, part, size=size, retries=retries)
-        found = file_sha256(part)
+        found = sha256_of(part)
     if found != sha256:
         part.unlink()
         raise DownloadError(
-            f"{url}: the SHA-256 of what came is {found}, not {sha256}; it was thrown away"
+            f"{url}: the SHA-256 of the file is {found}, not {sha256}; the file was deleted"
         )
     os.replace(part, path)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    from tqdm import tqdm
-
-    digest, total = hashlib.sha256(), path.stat().st_size
-    hidden = total < LARGE or not sys.stderr.isatty()
-    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False, "disable": hidden}
-    with (
-        path.open("rb") as file,
-        tqdm(total=total, desc=f"verifying {path.name}", **options) as bar,
-    ):
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
-
-
 def check_space(folder: Path, needed: int, purpose: str) -> None:
-    """ValueError if the disk of ``folder`` (or of its nearest parent) lacks ``needed`` bytes."""
+    """Raise ``ValueError`` if the disk of ``folder`` has no ``needed`` bytes for ``purpose``."""
     free = free_space(folder)
     if needed + SPARE > free:
         raise ValueError(
@@ -115,25 +107,21 @@ def check_space(folder: Path, needed: int, purpose: str) -> None:
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free on the disk where ``folder`` is, or would be made."""
+    """Count the free bytes on the disk of ``folder``, which need not exist yet."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(existing).free
 
 
 @contextmanager
-def explain_full_disk(path: Path, needed: int) -> Iterator[None]:
-    """Turn the error of a disk that runs full while ``path`` is written into a ``ValueError``.
-
-    ``needed`` is the size in bytes that the file, or the files of the folder, will have.
-    """
+def _explain_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(
-            f"{path}: no space left: {needed:,} bytes are needed in all, {free_space(path):,} are "
-            "free; what is written so far stays, make room and run the command again"
+            f"{path}: no space left, {free_space(path):,} bytes are free; what is written so far "
+            "stays, make room and run the command again"
         ) from None
 
 
@@ -142,7 +130,7 @@ def _size(path: Path) -> int:
 
 
 def _receive(url: str, part: Path, *, size: int | None, retries: int) -> None:
-    """Fill ``part`` up to the end, taking the transfer up again where it breaks off."""
+    """Complete ``part``, resuming the transfer where it breaks off."""
     first, failures = _size(part), 0
     while size is None or _size(part) != size:
         before = _size(part)
@@ -154,11 +142,11 @@ def _receive(url: str, part: Path, *, size: int | None, retries: int) -> None:
             if failures > (retries if _size(part) > first else min(retries, 1)):
                 kept = f"; {part} keeps {_size(part):,} bytes" if _size(part) else ""
                 raise DownloadError(f"{url}: {error}{kept}") from None
-            time.sleep(min(2.0**failures, 30.0) / 2)
+            time.sleep(min(2.0**failures / 2, MAX_WAIT))
 
 
 def _transfer(url: str, part: Path, *, size: int | None) -> None:
-    """Append what is missing; ``_BrokenTransferError`` when the body ends too early."""
+    """Append the missing bytes; ``_BrokenTransferError`` when the body ends too early."""
     import requests
 
     start = _size(part)
@@ -170,7 +158,6 @@ def _transfer(url: str, part: Path, *, size: int | None) -> None:
                 if size is not None:
                     raise DownloadError(f"{url}: it has {start:,} bytes or fewer, not {size:,}")
                 return  # nothing is missing; the checksum decides
-            _refuse_errors(url, response)
             begin = _start_of_body(url, response, start)
             length = response.headers.get("Content-Length")
             total = begin + int(length) if length else size
@@ -178,9 +165,10 @@ def _transfer(url: str, part: Path, *, size: int | None) -> None:
                 raise DownloadError(f"{url}: it offers {total:,} bytes and the file has {size:,}")
             if total is not None:
                 check_space(part.parent, total - start, f"the rest of {part.name}")
-            _append(response, part, skip=start - begin, total=total)
+            with _explain_full_disk(part):
+                _append(response, part, skip=start - begin, total=total)
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise _BrokenTransferError(f"no connection ({_reason(error)})") from error
+        raise _BrokenTransferError(f"no connection ({_innermost(error)})") from error
     except requests.exceptions.ChunkedEncodingError as error:
         raise _BrokenTransferError("the connection broke off") from error
     except requests.exceptions.RequestException as error:
@@ -189,20 +177,29 @@ def _transfer(url: str, part: Path, *, size: int | None) -> None:
         raise _BrokenTransferError("the connection broke off")
 
 
+def _start_of_body(url: str, response: "requests.Response", wanted: int) -> int:
+    """Return where in the file the body begins: 0 unless the server honours the Range header."""
+    answer = f"{response.status_code} {response.reason}"
+    if response.status_code in (429, 500, 502, 503, 504):
+        raise _BrokenTransferError(f"the server is busy ({answer})")
+    if response.status_code >= 400:
+        raise DownloadError(f"{url}: the server answers {answer}")
+    if response.status_code != 206:
+        return 0
+    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    if not start.isdecimal() or int(start) > wanted:
+        raise DownloadError(f"{url}: the server answers with another range than bytes={wanted}-")
+    return int(start)
+
+
 def _append(response: "requests.Response", part: Path, *, skip: int, total: int | None) -> None:
-    """Write a body to the end of ``part`` but for its first ``skip`` bytes, which are there."""
+    """Write a body to the end of ``part``, without its first ``skip`` bytes."""
     from tqdm import tqdm
 
-    start = _size(part)
-    # a log file gets a line now and then, not ten a second
-    pace = 0.1 if sys.stderr.isatty() else 30.0
-    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "mininterval": pace}
-    label = part.name.removesuffix(".part")
-    with (
-        explain_full_disk(part, total or start),
-        part.open("ab") as file,
-        tqdm(total=total, initial=start, desc=label, **options) as bar,
-    ):
+    label, start = part.name.removesuffix(".part"), _size(part)
+    pace = 0.1 if sys.stderr.isatty() else 30.0  # a log file gets a line now and then
+    bar = tqdm(total=total, initial=start, desc=label, unit="B", unit_scale=True, mininterval=pace)
+    with bar, part.open("ab") as file:
         for chunk in response.iter_content(CHUNK):
             new = chunk[skip:]
             skip -= len(chunk) - len(new)
@@ -210,26 +207,68 @@ def _append(response: "requests.Response", part: Path, *, skip: int, total: int 
             bar.update(len(new))
 
 
-def _refuse_errors(url: str, response: "requests.Response") -> None:
-    answer = f"{response.status_code} {response.reason}"
-    if response.status_code in (429, 500, 502, 503, 504):
-        raise _BrokenTransferError(f"the server is busy ({answer})")
-    if response.status_code >= 400:
-        raise DownloadError(f"{url}: the server answers {answer}")
-
-
-def _start_of_body(url: str, response: "requests.Response", wanted: int) -> int:
-    """Where in the file the body begins: 0 unless the server honours the Range header."""
-    if response.status_code != 206:
-        return 0
-    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    if not start.isdecimal() or int(start) > wanted:
-        raise DownloadError(f"{url}: the server answers with a range nobody asked for")
-    return int(start)
-
-
-def _reason(error: Exception) -> str:
-    """The innermost cause, since the outer ones repeat the address and object names."""
+def _innermost(error: Exception) -> str:
+    """Return the innermost cause, since the outer ones repeat the address and object names."""
     while isinstance(inner := error.__cause__ or error.__context__, Exception):
         error = inner
     return str(error)
+
+
+def unpack(
+    archive: Path, folder: Path, pattern: str, *, shows_progress: bool = False
+) -> tuple[int, int]:
+    """Write the files of a zip archive whose own names match ``pattern`` into ``folder``.
+
+    Folders of the archive are ignored, so that no path in it leaves ``folder``. Files that exist
+    stay as they are, and a file that exists is complete.
+
+    Returns:
+        how many files were written, and how many existed.
+
+    Raises:
+        ValueError: the archive is damaged, holds none of the files or two of one name, or more
+            than the disk has room for.
+    """
+    from tqdm import tqdm
+
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = _members(archive, opened.infolist(), pattern)
+            new = {name: info for name, info in members.items() if not (folder / name).exists()}
+            total = sum(info.file_size for info in new.values())
+            check_space(folder, total, f"what {archive.name} holds")
+            folder.mkdir(parents=True, exist_ok=True)
+            bar = tqdm(total=total, unit="B", unit_scale=True, disable=not shows_progress)
+            bar.set_description(f"unpacking {archive.name}")
+            with bar, _explain_full_disk(folder):
+                for name, info in new.items():
+                    part = folder / f"{name}.part"
+                    with opened.open(info) as source, part.open("wb") as file:
+                        shutil.copyfileobj(source, file)
+                    os.replace(part, folder / name)
+                    bar.update(info.file_size)
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{archive} is no zip archive that can be read ({error}); delete it and fetch it again"
+        ) from error
+    return len(new), len(members) - len(new)
+
+
+def _members(
+    archive: Path, infos: list[zipfile.ZipInfo], pattern: str
+) -> dict[str, zipfile.ZipInfo]:
+    """Map file names to the members whose names match ``pattern``."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        *folders, name = info.filename.replace("\\", "/").split("/")
+        if folders[:1] == ["__MACOSX"] or not re.fullmatch(pattern, name):
+            continue
+        if name in members:
+            raise ValueError(
+                f"{archive} holds two files named {name} ({members[name].filename} and "
+                f"{info.filename}); unpack the right one by hand"
+            )
+        members[name] = info
+    if not members:
+        raise ValueError(f"{archive} holds no file {pattern}; take it from another place")
+    return members

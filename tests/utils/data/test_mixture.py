@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 from utils.data.dataset import MixedDataset, ReferDataset, open_mixture
 from utils.data.store import ReferStore
 from utils.prepare.pack import pack_dataset
-from utils.prepare.refer import refer_source
-from utils.prepare.refer_files import read_refs
+from utils.prepare.refer import read_refs, refer_source
 
 SIZE = 32
 OPTIONS = {"image_size": SIZE, "length": 22, "seed": 5}

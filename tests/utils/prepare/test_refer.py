@@ -79,14 +79,49 @@ def test_source_of_every_data_set(tmp_path: Path) -> None:
         refer_source(tmp_path, "refcok")
 
 
-def test_files_may_lie_elsewhere(tmp_path: Path) -> None:
-    refs, instances = tmp_path / "any.p", tmp_path / "any.json"
-    refs.write_bytes(pickle.dumps([make_ref()]))
-    instances.write_text(json.dumps(make_instances()))
-    places = {"refs": refs, "instances": instances, "images": tmp_path}
-    source = refer_source("nowhere", "refcoco", **places)
-    assert (source.files, source.images) == ((refs, instances), tmp_path)
-    assert source.read()[0].place == f"{refs}: reference 1: annotation 5"
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dataset", "refs"),
+    [
+        ("refcoco+", "refcoco+/refs(unc).p"),
+        ("refcocog_u", "refcocog/refs(umd).p"),
+        ("refcocog_g", "refcocog/refs(google).p"),
+        ("refcoco", "refcoco/refs(unc).json"),
+        ("refcocog_g", "refcocog/refcocog/refs(google).p"),
+    ],
+)
+def test_annotations_are_found(tmp_path: Path, dataset: str, refs: str) -> None:
+    path = touch(tmp_path / refs)
+    instances = touch(path.with_name("instances.json"))
+    assert refer_source(tmp_path, dataset).files == (path, instances)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["images/train2014", "images/mscoco/images/train2014", "train2014", "coco/train2014"],
+)
+def test_images_are_found_below_the_root_or_below_another_folder(
+    tmp_path: Path, folder: str
+) -> None:
+    touch(tmp_path / folder / "1.jpg")
+    expected, elsewhere = tmp_path / folder, tmp_path / "elsewhere"
+    assert refer_source(tmp_path, "refcoco").images == expected
+    assert refer_source(elsewhere, "refcoco", images=tmp_path).images == expected
+    assert refer_source(elsewhere, "refcoco", images=expected).images == expected
+    assert refer_source(tmp_path, "refcoco", images=elsewhere).images == elsewhere
+    assert refer_source(tmp_path, "demo").images == tmp_path / "demo/images"
+
+
+def test_a_folder_without_images_is_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path / "images/train2014/readme.txt")
+    touch(tmp_path / "images/train2014/val/1.jpg")
+    touch(tmp_path / "train2014/1.jpg")
+    assert refer_source(tmp_path, "refcoco").images == tmp_path / "train2014"
 
 
 def test_entries_join_the_three_tables(read: Callable) -> None:
@@ -111,15 +146,11 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [np.float64(1.0), np.zeros(3), Path("x"), print],
-    ids=lambda value: type(value).__name__,
-)
+@pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(3), Path("x"), print], ids=type)
 def test_objects_of_any_class_are_refused(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "refs.p"
     path.write_bytes(pickle.dumps([make_ref(extra=value)]))
-    with pytest.raises(ValueError, match="only plain data is read"):
+    with pytest.raises(ValueError, match="only plain data"):
         read_refs(path)
 
 
@@ -169,7 +200,7 @@ def test_text_of_python_2_becomes_what_was_written(
 def test_damaged_pickles_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "refs.p"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"refs\.p is no readable REFER file"):
+    with pytest.raises(ValueError, match=r"refs\.p"):
         read_refs(path)
 
 
@@ -194,7 +225,7 @@ def test_files_of_something_else_are_named(tmp_path: Path) -> None:
     path = tmp_path / "refs.p"
     for content in (pickle.dumps({"a": 1}), b'{"a": 1}', b"[1, 2]"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"refs\.p is no REFER file: it holds no list"):
+        with pytest.raises(ValueError, match=r"refs\.p holds no list"):
             read_refs(path)
     path.write_bytes(pickle.dumps([{"ann_id": 2, "split": "val"}]))
     message = r"reference at position 0 \(counted from 0\) has no image_id, ref_id, sentences"
@@ -234,7 +265,7 @@ def test_wrong_json_is_named(tmp_path: Path) -> None:
             read_instances(path)
     for content in ("{}", "[]", '{"images": {}, "annotations": []}'):
         path.write_text(content)
-        with pytest.raises(ValueError, match=r"no lists of COCO 'images' and 'annotations'"):
+        with pytest.raises(ValueError, match="'images' and 'annotations'"):
             read_instances(path)
     path = tmp_path / "refs.json"
     path.write_text("[{]")
@@ -251,19 +282,18 @@ def test_only_the_wanted_annotations_are_kept(tmp_path: Path) -> None:
     assert read_instances(path, {3})["images"] == [IMAGE]
 
 
-@pytest.mark.parametrize(("there", "lacking"), [(0, 1), (1, 0)])
-def test_one_file_without_the_other_says_which(
-    tmp_path: Path, read: Callable, there: int, lacking: int
-) -> None:
+@pytest.mark.parametrize("absent", [[0], [1], [0, 1]])
+def test_missing_files_are_named(tmp_path: Path, read: Callable, absent: list[int]) -> None:
     read()
     source = refer_source(tmp_path, "refcoco")
-    source.files[lacking].unlink()
-    message = f"{source.files[lacking]} is missing, and {source.files[there]} is there"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    paths = [source.files[number] for number in absent]
+    for path in paths:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"(is|are) missing") as caught:
         source.read()
-    source.files[there].unlink()
-    with pytest.raises(ValueError, match=r"refs\(unc\)\.p is missing, and so is .*instances"):
-        source.read()
+    assert [str(path) in str(caught.value) for path in source.files] == [
+        path in paths for path in source.files
+    ]
 
 
 def test_identifiers_may_be_text_or_whole_floats(read: Callable) -> None:
@@ -368,91 +398,80 @@ def test_rows_that_nobody_names_are_not_looked_at(read: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        (
-            {"ref_id": "x"},
-            "reference at position 0 (counted from 0): ref_id 'x' should be one whole",
-        ),
-        ({"ref_id": 1.5}, "ref_id 1.5 should be one whole number"),
-        ({"ref_id": True}, "ref_id True should be"),
-        ({"ref_id": "²"}, "ref_id '²' should be"),
-        ({"ann_id": [5]}, "reference 1: ann_id [5] should be one whole number"),
-        ({"image_id": float("nan")}, "reference 1: image_id nan should be"),
-        ({"category_id": "cat"}, "reference 1: category_id 'cat' should be"),
+        ({"ref_id": "x"}, "reference at position 0 (counted from 0): ref_id: 'x'"),
+        ({"ref_id": 1.5}, "ref_id: 1.5"),
+        ({"ref_id": True}, "ref_id: True"),
+        ({"ref_id": "²"}, "ref_id: '²'"),
+        ({"ann_id": [5]}, "reference 1: ann_id: [5]"),
+        ({"image_id": float("nan")}, "reference 1: image_id: nan"),
+        ({"category_id": "cat"}, "reference 1: category_id: 'cat'"),
         ({"split": "dev"}, "reference 1: split 'dev' is none of train, val, testA, testB"),
-        ({"split": ["val"]}, "reference 1: split ['val'] is none of"),
-        ({"image_id": 3}, "reference 1: image 3 or annotation 5 is not in"),
-        ({"ann_id": 3}, "reference 1: image 9 or annotation 3 is not in"),
-        ({"sentences": []}, "reference 1: has no sentence"),
-        ({"sentences": "left"}, "reference 1: sentences: 'left' should be a list"),
-        (
-            {"sentences": [3]},
-            "reference 1: sentences[0]: 3 should be a text, or have one in 'sent'",
-        ),
-        ({"sentences": [{"sent_id": 1}]}, "sentences[0]: has neither 'sent' nor 'raw'"),
-        ({"sentences": [{"sent": 5, "sent_id": 1}]}, "sentences[0]: sent: 5 should be a text"),
-        ({"sentences": [{"sent": "a", "sent_id": "b"}]}, "sentences[0]: sent_id: 'b' should be"),
-        ({"sentences": ["\ud83d"]}, "sentences[0]: '\\ud83d' holds half a character"),
+        ({"split": ["val"]}, "reference 1: split ['val']"),
+        ({"image_id": 3}, "reference 1: image 3 or annotation 5"),
+        ({"ann_id": 3}, "reference 1: image 9 or annotation 3"),
+        ({"sentences": []}, "reference 1: sentences: []"),
+        ({"sentences": "left"}, "reference 1: sentences: 'left'"),
+        ({"sentences": [3]}, "reference 1: sentences[0]: 3"),
+        ({"sentences": [{"sent_id": 1}]}, "sentences[0] has neither 'sent' nor 'raw'"),
+        ({"sentences": [{"sent": 5, "sent_id": 1}]}, "sentences[0]: sent: 5"),
+        ({"sentences": [{"sent": "a", "sent_id": "b"}]}, "sentences[0]: sent_id: 'b'"),
+        ({"sentences": ["\ud83d"]}, "sentences[0]: '\\ud83d'"),
     ],
 )
 def test_wrong_references_are_named(
-    tmp_path: Path, read: Callable, changes: dict, message: str
+    tmp_path: Path, read: Callable, changes: dict, named: str
 ) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+    with pytest.raises(ValueError, match=re.escape(named)) as caught:
         read([make_ref(**changes)])
     assert str(caught.value).startswith(str(tmp_path / "refcoco" / "refs(unc).p: reference "))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"segmentation": "none"}, "reference 1: annotation 5 of {} has no segmentation"),
-        ({"segmentation": None}, "has no segmentation, so there is no mask; take it from COCO"),
-        ({"segmentation": []}, "has no segmentation"),
-        ({"segmentation": {}}, "has no segmentation"),
+        *(
+            ({"segmentation": value}, "reference 1: annotation 5 of {} has no segmentation")
+            for value in ("none", None, [], {})
+        ),
         ({"image_id": 8}, "image_id is 9, and annotation 5 of {} belongs to image 8"),
-        ({"image_id": None}, "{}: annotation 5: image_id None should be one whole number"),
+        ({"image_id": None}, "{}: annotation 5: image_id: None"),
         ({"id": "none"}, "{}: annotations[0] has no id"),
-        ({"id": None}, "{}: annotations[0]: id None should be one whole number"),
+        ({"id": None}, "{}: annotations[0]: id: None"),
     ],
 )
 def test_wrong_annotations_are_named(
-    tmp_path: Path, read: Callable, changes: dict, message: str
+    tmp_path: Path, read: Callable, changes: dict, named: str
 ) -> None:
     instances = tmp_path / "refcoco" / "instances.json"
-    with pytest.raises(ValueError, match=re.escape(message.format(instances))):
+    with pytest.raises(ValueError, match=re.escape(named.format(instances))):
         read(annotations=[make_annotation(**changes)])
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("image", "named"),
     [
-        ({"file_name": 3}, "image 9: file_name 3 should name a file"),
-        ({"file_name": "a/.."}, "image 9: file_name 'a/..' should name a file"),
-        ({"file_name": ""}, "image 9: file_name '' should name"),
-        ({"height": 0}, "image 9: height 0 and width 30 should be above 0"),
-        ({"width": "wide"}, "image 9: width 'wide' should be one whole number"),
+        (IMAGE | {"file_name": 3}, "image 9: file_name 3"),
+        (IMAGE | {"file_name": "a/.."}, "image 9: file_name 'a/..'"),
+        (IMAGE | {"file_name": ""}, "image 9: file_name ''"),
+        (IMAGE | {"height": 0}, "image 9: height 0"),
+        (IMAGE | {"width": "wide"}, "image 9: width: 'wide'"),
+        ({"id": 9, "file_name": "x.jpg"}, "image 9 has no height, width"),
+        (5, "images[0] has no id"),
     ],
 )
-def test_wrong_images_are_named(read: Callable, changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"instances.json: {message}")):
-        read(images=[IMAGE | changes])
+def test_wrong_images_are_named(read: Callable, image: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"instances.json: {named}")):
+        read(images=[image])
 
 
-def test_images_without_a_field_are_named(read: Callable) -> None:
-    with pytest.raises(ValueError, match=r"instances\.json: image 9 has no height, width"):
-        read(images=[{"id": 9, "file_name": "x.jpg"}])
-    with pytest.raises(ValueError, match=r"images\[1\] has no id"):
-        read(images=[IMAGE, 5])
-
-
-def test_what_stands_twice_is_named(read: Callable) -> None:
-    with pytest.raises(ValueError, match=r"reference 1: ref_id stands twice, at positions 0 and 2"):
+def test_duplicates_are_named(read: Callable) -> None:
+    with pytest.raises(ValueError, match=r"reference 1: .*ref_id.* positions 0 and 2"):
         read([make_ref(), make_ref(ref_id=2), make_ref(ref_id="1")])
-    with pytest.raises(ValueError, match=r"annotations\[1\]: id 5 stands twice with other content"):
+    with pytest.raises(ValueError, match=r"annotations\[1\]: duplicate id 5"):
         read(annotations=[make_annotation(), make_annotation(area=3)])
-    with pytest.raises(ValueError, match=r"images\[1\]: id 9 stands twice with other content"):
+    with pytest.raises(ValueError, match=r"images\[1\]: duplicate id 9"):
         read(images=[IMAGE, IMAGE | {"width": 31}])
 
 
@@ -460,5 +479,5 @@ def test_images_of_one_name_in_two_folders_are_named(read: Callable) -> None:
     refs = [make_ref(), make_ref(ref_id=2, ann_id=6, image_id=10)]
     annotations = [make_annotation(), make_annotation(id=6, image_id=10)]
     images = [IMAGE | {"file_name": "a/x.jpg"}, IMAGE | {"id": 10, "file_name": "b/x.jpg"}]
-    with pytest.raises(ValueError, match=r"image 10: file_name 'b/x\.jpg' and 'a/x\.jpg' are one"):
+    with pytest.raises(ValueError, match=r"image 10: .*'b/x\.jpg' and 'a/x\.jpg'"):
         read(refs, images=images, annotations=annotations)
