@@ -20,7 +20,7 @@ from model.backbones.blocks import STEPS, sine_grid, to_tokens
 from model.backbones.vit import VisionTransformer
 from tools.pretraining_data import PretrainingBatches
 from utils.data.tokenizer import tokenize
-from utils.demo import STYLES
+from utils.demo.language import STYLES
 from utils.files import read_json_lines, write_json_lines
 
 MAX_TOKENS = 40  # the longest caption; the text tower itself keeps CLIP's 77 positions

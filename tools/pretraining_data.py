@@ -5,18 +5,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.demo import (
-    STYLES,
-    Expression,
-    Scene,
-    caption,
-    draw_expression,
-    fits,
-    make_scene,
-    parse,
-    render,
-    visible_masks,
-)
+from utils.demo.drawing import render, visible_masks
+from utils.demo.language import STYLES, Expression, caption, draw_expression, fits, parse
+from utils.demo.scenes import Scene, make_scene
 
 SCENES = {"train": 7_001, "held out": 7_002}  # random streams of their own, apart from the demo's
 PADDING = (122, 117, 104)  # CLIP's mean colour

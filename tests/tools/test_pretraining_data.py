@@ -3,7 +3,7 @@
 import torch
 
 from tools.pretraining_data import PretrainingBatches
-from utils.demo import STYLES
+from utils.demo.language import STYLES
 
 
 def batches(**changes) -> PretrainingBatches:

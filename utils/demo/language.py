@@ -1,12 +1,13 @@
-"""Expressions about demo scenes: what they mean, how they are worded, and how text is read back.
+"""Write and read expressions about demo scenes, and find the objects that they fit.
 
 Every place and relation has a strict and a loose reading. An expression is used for an object
-only if the object fits strictly and no other fits even loosely, so borderline geometry is left
-out and a human agrees. Distances are shares of the image's height and width (places) or of its
-shorter side (relations), measured between the middles of bounding boxes.
+only if the object fits strictly and no other fits even loosely: a human agrees with what is
+left. Distances are shares of the image's height and width (places) or of its shorter side
+(relations), measured between the middles of bounding boxes.
 """
 
 import itertools
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,11 +23,15 @@ CORNERS = tuple(f"{row} {column}" for row in ("top", "bottom") for column in ("l
 PLACES = (*SIDES, *CORNERS, "middle", *EXTREMES)
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
+VOCABULARY = {"kind": KINDS, "colour": COLOURS, "size": SIZES}
+_RELATION = re.compile(r"(.*?)\b(?:to (?=\w+ of))?((?:left|right) of|above|below)\b(.*)")
+_PLACE = re.compile(r"(.*?)\b(?:on|at|in)\b(.*)")
+
 EXTREME_MARGIN = 0.12  # an extreme object leads by that much; closer ones fit loosely too
 
 
 class Expression(NamedTuple):
-    """What a text says: attributes (empty: not said), a place, or a relation to an anchor."""
+    """The meaning of a text: attributes (may be empty), a place, or a relation to an anchor."""
 
     kind: str = ""
     colour: str = ""
@@ -37,7 +42,7 @@ class Expression(NamedTuple):
 
 
 def fits(expression: Expression, scene: Scene, *, strict: bool = False) -> list[int]:
-    """Indices of the objects that the expression fits, by its loose or its strict reading."""
+    """Find the indices of the objects that an expression fits, in its loose or strict reading."""
     kind, colour, size, place, relation, anchor = expression
     found = [
         index
@@ -49,7 +54,7 @@ def fits(expression: Expression, scene: Scene, *, strict: bool = False) -> list[
     if place in EXTREMES:
         return _extreme(found, scene, place, strict)
     if place:
-        return [index for index in found if _is_at(scene, scene.objects[index], place, strict)]
+        return [i for i in found if _is_at(scene, scene.objects[i], place, strict)]
     if relation and anchor is not None:
         others = fits(anchor, scene, strict=strict)
         if strict and len(others) != 1:
@@ -59,7 +64,7 @@ def fits(expression: Expression, scene: Scene, *, strict: bool = False) -> list[
 
 
 def _is_at(scene: Scene, shape: Object, place: str, strict: bool) -> bool:
-    """A side is its 42 % of the image (loosely 58 %); the middle is within 10 % of the centre."""
+    """Test a place: a side is 42 % of the image (loosely 58 %), the middle its central 10 %."""
     where = (shape.center[0] / scene.width - 0.5, shape.center[1] / scene.height - 0.5)
     if place == "middle":
         return max(abs(where[0]), abs(where[1])) < (0.1 if strict else 0.24)
@@ -68,7 +73,7 @@ def _is_at(scene: Scene, shape: Object, place: str, strict: bool) -> bool:
 
 
 def _extreme(found: list[int], scene: Scene, place: str, strict: bool) -> list[int]:
-    """The object farthest to one side, if it leads clearly; loosely, all who are close to it."""
+    """Find the object farthest to one side, if its lead is clear; loosely, all close to it."""
     if len(found) < 2:
         return found
     axis, sign = SIDES[EXTREMES[place]]
@@ -80,7 +85,7 @@ def _extreme(found: list[int], scene: Scene, place: str, strict: bool) -> list[i
 
 
 def _is_related(scene: Scene, index: int, relation: str, anchor: int, strict: bool) -> bool:
-    """Farther along the relation's axis than across it, by clear margins in the strict reading."""
+    """Test if an object is farther along the relation's axis than across it."""
     if index == anchor:
         return False
     (x, y), (a, b) = scene.objects[index].center, scene.objects[anchor].center
@@ -93,13 +98,13 @@ def _is_related(scene: Scene, index: int, relation: str, anchor: int, strict: bo
 
 
 def _cores(shape: Object) -> list[Expression]:
-    """Every choice of at least one of the object's attributes."""
+    """List every choice of at least one of the object's attributes."""
     choices = itertools.product(("", shape.kind), ("", shape.colour), ("", shape.size))
     return [Expression(*choice) for choice in choices if any(choice)]
 
 
-def _candidates(scene: Scene, index: int, style: str) -> list[Expression]:
-    """Expressions of one style that say something of the object, whether they fit it or not."""
+def candidates(scene: Scene, index: int, style: str) -> list[Expression]:
+    """List expressions of one style about an object, whether they fit it or not."""
     cores = _cores(scene.objects[index])
     if style == "attribute":
         return cores
@@ -122,7 +127,8 @@ def _candidates(scene: Scene, index: int, style: str) -> list[Expression]:
     raise ValueError(f"no expression style {style!r}; known are {', '.join(STYLES)}")
 
 
-def _singles_out(expression: Expression, scene: Scene, index: int) -> bool:
+def singles_out(expression: Expression, scene: Scene, index: int) -> bool:
+    """Return whether an expression fits only this object, and somebody would say it."""
     if fits(expression, scene) != [index] or fits(expression, scene, strict=True) != [index]:
         return False
     # "the leftmost circle" where there is one circle is true, and nobody says it
@@ -136,7 +142,7 @@ def _core_words(expression: Expression) -> str:
 
 
 def phrases(expression: Expression) -> list[str]:
-    """The ways to word an expression, the shortest first."""
+    """Word an expression in every way, the shortest first."""
     core, place, relation = _core_words(expression), expression.place, expression.relation
     if relation and expression.anchor is not None:
         anchor = f"the {_core_words(expression.anchor)}"
@@ -153,72 +159,49 @@ def phrases(expression: Expression) -> list[str]:
     return texts + [f"the {text}" for text in texts]
 
 
-def expressions(scene: Scene, index: int, style: str = "attribute") -> list[str]:
-    """All expressions of one of ``STYLES`` that single out object ``index`` in the scene."""
-    chosen = [e for e in _candidates(scene, index, style) if _singles_out(e, scene, index)]
-    return [text for expression in chosen for text in phrases(expression)]
-
-
 def draw_expression(
     rng: np.random.Generator, scene: Scene, index: int, style: str = "attribute"
 ) -> str | None:
-    """One of ``expressions`` at random without listing all; None if there is none."""
-    candidates = _candidates(scene, index, style)
-    for position in rng.permutation(len(candidates)).tolist():
-        if _singles_out(candidates[position], scene, index):
-            texts = phrases(candidates[position])
+    """Draw an expression of one of ``STYLES`` that singles out an object; None without one."""
+    expressions = candidates(scene, index, style)
+    for position in rng.permutation(len(expressions)).tolist():
+        if singles_out(expressions[position], scene, index):
+            texts = phrases(expressions[position])
             return texts[int(rng.random() * len(texts))]
     return None
 
 
-def _read_core(words: list[str], text: str) -> Expression:
-    said = {"kind": "", "colour": "", "size": ""}
-    for word in words:
-        for name, known in (("kind", KINDS), ("colour", COLOURS), ("size", SIZES)):
-            if word in known and not said[name]:
-                said[name] = word
-                break
-        else:
-            if word != "object":
-                raise ValueError(f"expression {text!r}: word {word!r} is not understood there")
-    return Expression(said["kind"], said["colour"], said["size"])
-
-
 @lru_cache(maxsize=1 << 16)
 def parse(text: str) -> Expression:
-    """Read an expression; ValueError names the word that the demo's language does not have."""
+    """Read an expression; ValueError names a word that the demo's language does not have."""
     words = [word for word in text.lower().split() if word not in ("the", "a", "an")]
-    for at, word in enumerate(words):
-        if word in ("above", "below"):
-            head, relation, rest = words[:at], word, words[at + 1 :]
-        elif word == "of" and at:
-            head, relation, rest = words[: at - 1], f"{words[at - 1]} of", words[at + 1 :]
-            head = head[:-1] if head and head[-1] == "to" else head
-        else:
-            continue
-        if relation not in RELATIONS:
-            raise ValueError(f"expression {text!r}: no relation {relation!r}")
+    if found := _RELATION.fullmatch(" ".join(words)):
+        head, relation, rest = found.groups()
         return _read_core(head, text)._replace(relation=relation, anchor=_read_core(rest, text))
-    for at, word in enumerate(words):
-        if word in ("on", "at", "in"):
-            return _read_core(words[:at], text)._replace(place=_read_place(words[at + 1 :], text))
-    lead = 0
-    while lead < len(words) and (words[lead] in SIDES or words[lead] in PLACES):
-        lead += 1
-    core = _read_core(words[lead:], text)
-    return core._replace(place=_read_place(words[:lead], text)) if lead else core
+    if found := _PLACE.fullmatch(" ".join(words)):
+        head, place = found.groups()
+        return _read_core(head, text)._replace(place=_read_place(place, text))
+    lead = list(itertools.takewhile(lambda word: word in SIDES or word in PLACES, words))
+    core = _read_core(" ".join(words[len(lead) :]), text)
+    return core._replace(place=_read_place(" ".join(lead), text)) if lead else core
 
 
-def _read_place(words: list[str], text: str) -> str:
-    place = " ".join(words)
-    if place not in PLACES:
-        raise ValueError(f"expression {text!r}: no place {place!r}; known are {', '.join(PLACES)}")
-    return place
+def _read_core(words: str, text: str) -> Expression:
+    said: dict[str, str] = {}
+    for word in words.split():
+        known = (name for name, words in VOCABULARY.items() if word in words and name not in said)
+        if name := next(known, None):
+            said[name] = word
+        elif word != "object":
+            raise ValueError(f"expression {text!r}: word {word!r} is not understood there")
+    return Expression(said.get("kind", ""), said.get("colour", ""), said.get("size", ""))
 
 
-def matches(expression: str, scene: Scene) -> list[int]:
-    """Read an expression and return the indices of all objects that it fits, even loosely."""
-    return fits(parse(expression), scene)
+def _read_place(place: str, text: str) -> str:
+    if place.strip() not in PLACES:
+        known = ", ".join(PLACES)
+        raise ValueError(f"expression {text!r}: no place {place.strip()!r}; known are {known}")
+    return place.strip()
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> str:
@@ -230,15 +213,3 @@ def caption(rng: np.random.Generator, scene: Scene) -> str:
         colour = "" if draw > 0.8 else shape.colour
         names.append(f"a {_core_words(Expression(shape.kind, colour, size))}")
     return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-
-
-@lru_cache(maxsize=1 << 16)
-def parse_caption(text: str) -> tuple[Expression, ...]:
-    """Read a caption: one expression for each object that it names."""
-    return tuple(parse(name) for part in text.split(" and ") for name in part.split(", "))
-
-
-def describes(text: str, scene: Scene) -> bool:
-    """Whether every object that a caption names can be found in the scene, each a different one."""
-    found = sorted((fits(name, scene) for name in parse_caption(text)), key=len)
-    return any(len(set(choice)) == len(choice) for choice in itertools.product(*found))

@@ -1,5 +1,6 @@
-"""Scenes of the demo data: a few coloured shapes that differ in kind, colour, size and place."""
+"""Make demo scenes: a few coloured shapes that differ in kind, colour, size and place."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -31,30 +32,28 @@ TRIES = 40
 
 
 def _ring(radii: list[float], *, start: float) -> np.ndarray:
-    """Points at equal angles around the origin, at the given radii, the first at ``start``."""
+    """Compute points at equal angles around the origin, at these radii, the first at ``start``."""
     angles = start + 2 * math.pi * np.arange(len(radii)) / len(radii)
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array(radii)[:, None]
     return points.astype(np.float32)
 
 
-def _outlines() -> dict[str, tuple[np.ndarray, ...]]:
-    """Polygons of each kind around the origin, y down, of about the area of the unit disc."""
-    up = -math.pi / 2
-    arm, half = 1.12, 0.4
-    cross = [(-half, -arm), (half, -arm), (half, -half), (arm, -half), (arm, half), (half, half)]
-    cross += [(-x, -y) for x, y in cross]
-    upper = np.array([(-1.0, -1.15), (1.0, -1.15), (0.0, -0.08)], np.float32)
-    return {
-        "circle": (_ring([1.0] * 32, start=up),),
-        "square": (_ring([1.27] * 4, start=math.pi / 4),),
-        "triangle": (_ring([1.35] * 3, start=up) + np.array([0.0, 0.25], np.float32),),
-        "star": (_ring([1.3, 0.6] * 5, start=up),),
-        "cross": (np.array(cross, np.float32),),
-        "hourglass": (upper, -upper),
-    }
-
-
-OUTLINES = _outlines()
+_UP = -math.pi / 2
+_ARM, _HALF = 1.12, 0.4
+_CROSS = [
+    (-_HALF, -_ARM), (_HALF, -_ARM), (_HALF, -_HALF), (_ARM, -_HALF), (_ARM, _HALF), (_HALF, _HALF),
+]  # fmt: skip
+_CROSS += [(-x, -y) for x, y in _CROSS]
+_UPPER = np.array([(-1.0, -1.15), (1.0, -1.15), (0.0, -0.08)], np.float32)
+# Polygons of each kind around the origin, y down, of about the area of the unit disc.
+OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
+    "circle": (_ring([1.0] * 32, start=_UP),),
+    "square": (_ring([1.27] * 4, start=math.pi / 4),),
+    "triangle": (_ring([1.35] * 3, start=_UP) + np.array([0.0, 0.25], np.float32),),
+    "star": (_ring([1.3, 0.6] * 5, start=_UP),),
+    "cross": (np.array(_CROSS, np.float32),),
+    "hourglass": (_UPPER, -_UPPER),
+}
 KINDS = tuple(OUTLINES)
 # from the middle to the farthest corner, in units of the radius
 REACH = {
@@ -63,16 +62,16 @@ REACH = {
 }
 
 
-def _half_width(kind: str) -> float:
-    """How far a kind reaches along x or y, however it is turned, in units of the radius."""
-    points = np.concatenate(OUTLINES[kind])
+def _half_width(parts: tuple[np.ndarray, ...]) -> float:
+    """Measure how far a kind reaches along x or y at any turn, in units of the radius."""
+    points = np.concatenate(parts)
     angles = np.radians(np.linspace(-MAX_TURN, MAX_TURN, 5))[:, None]
     x = points[:, 0] * np.cos(angles) - points[:, 1] * np.sin(angles)
     y = points[:, 0] * np.sin(angles) + points[:, 1] * np.cos(angles)
     return float(max(np.abs(x).max(), np.abs(y).max()))
 
 
-HALF_WIDTHS = {kind: _half_width(kind) for kind in KINDS}
+HALF_WIDTHS = {kind: _half_width(parts) for kind, parts in OUTLINES.items()}
 
 
 class Object(NamedTuple):
@@ -80,7 +79,6 @@ class Object(NamedTuple):
 
     Attributes:
         center: (x, y) of the middle of its bounding box in pixels, x to the right, y down.
-        extent: (width, height) of its bounding box in pixels.
         rgb: the colour it is painted with, the named colour with a little jitter.
         parts: polygons of shape (P, 2), (x, y) in pixels; several for kinds of several parts.
     """
@@ -89,7 +87,6 @@ class Object(NamedTuple):
     colour: str
     size: str
     center: tuple[float, float]
-    extent: tuple[float, float]
     rgb: tuple[int, int, int]
     parts: tuple[np.ndarray, ...]
 
@@ -112,26 +109,20 @@ class Scene(NamedTuple):
 def make_scene(
     rng: np.random.Generator, *, height: int, width: int, num_objects: int | None = None
 ) -> Scene:
-    """Draw a scene of two to five objects, no two of which agree in kind, colour and size.
+    """Draw a scene of two to five objects, no two of the same kind, colour and size.
 
-    ``num_objects`` fixes the count (any from 1 to 5). An object may be covered by others, by
-    less than about a third of its area.
+    ``num_objects`` fixes the count (1 to 5). Others may cover up to about a third of an object.
     """
     if num_objects is not None and not 1 <= num_objects <= max(NUM_OBJECTS):
         raise ValueError(f"num_objects is {num_objects}; a scene holds 1 to {max(NUM_OBJECTS)}")
-    draws = _uniforms(rng)
+    # in blocks, as single draws are slow
+    draws = (draw for _ in itertools.count() for draw in rng.random(128).tolist())
     count = _pick_count(next(draws)) if num_objects is None else num_objects
-    while True:
+    objects = None
+    while objects is None:
         objects = _place_objects(draws, count, height, width)
-        if objects is not None:
-            corners, noise = _background(rng)
-            return Scene(height, width, objects, corners, noise)
-
-
-def _uniforms(rng: np.random.Generator) -> Iterator[float]:
-    """Endless uniform numbers; drawn in blocks, as single draws are slow."""
-    while True:
-        yield from rng.random(128).tolist()
+    corners, noise = _background(rng)
+    return Scene(height, width, objects, corners, noise)
 
 
 def _pick_count(draw: float) -> int:
@@ -143,7 +134,7 @@ def _pick_count(draw: float) -> int:
 
 
 def _background(rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Greyish colours, far from every object's colour, and the grain laid over the image."""
+    """Draw corner colours near grey, far from every object's colour, and the image's grain."""
     grey, mode = rng.uniform(100, 160), rng.random()
     tint = rng.uniform(-10, 10, size=3)
     slope = 0.0 if mode < 0.3 else 20.0  # plain or gradient
@@ -153,20 +144,20 @@ def _background(rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int, i
 
 
 class _Disc(NamedTuple):
-    """The room that an object takes while others are placed."""
+    """The space of an object while others are placed."""
 
     x: float
     y: float
     radius: float
     reach: float  # no corner is farther from the middle
     colour: str
-    entered: float = 0.0  # depth to which others reach into it, summed
+    entered: float = 0.0  # sum of the depths to which others reach into it
 
 
 def _place_objects(
     draws: Iterator[float], count: int, height: int, width: int
 ) -> tuple[Object, ...] | None:
-    """Objects at free places; None if one finds no place in a few tries."""
+    """Place objects at random; None if one finds no free place in a few tries."""
     short = min(height, width)
     placed: list[tuple[float, Object]] = []
     discs: list[_Disc] = []
@@ -193,10 +184,10 @@ def _place_objects(
 
 
 def _add_disc(discs: list[_Disc], new: _Disc, deepest: float) -> list[_Disc] | None:
-    """The discs with one more; None if it reaches too far into another, or they into it.
+    """Add a disc; None if it reaches too far into another, or they into it.
 
-    ``deepest`` is a share of the smaller radius. Objects of one colour do not even touch, as the
-    edge between them could not be seen.
+    ``deepest`` is a share of the smaller radius. Objects of one colour do not touch, as the edge
+    between them would be invisible.
     """
     depths = []
     for disc in discs:
@@ -215,7 +206,7 @@ def _add_disc(discs: list[_Disc], new: _Disc, deepest: float) -> list[_Disc] | N
 
 
 def _pick_names(draws: Iterator[float], count: int) -> list[tuple[str, str, str]]:
-    """Different triples of kind, colour and size; each often shares a kind or a colour."""
+    """Draw different triples of kind, colour and size that often share a kind or a colour."""
     names: list[tuple[str, str, str]] = []
     colours = tuple(COLOURS)
     while len(names) < count:
@@ -239,7 +230,7 @@ def _build(
     angle: float,
     jitter: list[float],
 ) -> Object:
-    """The object with its outline turned by ``angle``, scaled to ``radius`` and moved."""
+    """Turn the outline of an object by ``angle``, scale it to ``radius`` and move it."""
     cosine, sine = radius * math.cos(angle), radius * math.sin(angle)
     turn = np.array([[cosine, sine], [-sine, cosine]], np.float32)
     middle = np.array(center, np.float32)
@@ -251,5 +242,5 @@ def _build(
         min(255, max(0, int(value + 30 * draw - 15)))
         for value, draw in zip(COLOURS[colour], jitter, strict=True)
     )
-    box = ((left + right) / 2, (top + bottom) / 2), (right - left, bottom - top)
-    return Object(kind, colour, size, *box, (red, green, blue), parts)
+    middle_of_box = (left + right) / 2, (top + bottom) / 2
+    return Object(kind, colour, size, middle_of_box, (red, green, blue), parts)

@@ -1,11 +1,11 @@
-"""The demo data set on disk, in the layout in which RefCOCO is distributed."""
+"""Write the demo data set, in the layout of RefCOCO."""
 
 import json
 import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from utils.demo.drawing import full_mask, render, visible_masks
 from utils.demo.language import STYLES, draw_expression
 from utils.demo.scenes import KINDS, Scene, make_scene
 
+Row = dict[str, Any]
 STYLE_SHARES = {  # of sentences, in the order of STYLES
     "train": (0.5, 0.25, 0.25),
     "val": (0.5, 0.25, 0.25),
@@ -32,29 +33,23 @@ SUPERSAMPLING = 4  # of the masks whose outlines become polygons
 FIRST_IMAGE_ID = 100_001
 
 
-class _Split(NamedTuple):
-    name: str
-    num_objects: int
-    style_shares: tuple[float, ...]
-
-
 class _Tables:
-    """Rows of ``instances.json`` and of the references, numbered as they come."""
+    """Collect the rows of ``instances.json`` and of the references, and number them."""
 
     def __init__(self) -> None:
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self.refs: list[dict[str, Any]] = []
+        self.images: list[Row] = []
+        self.annotations: list[Row] = []
+        self.refs: list[Row] = []
         self.num_sentences = 0
 
-    def add_image(self, scene: Scene) -> dict[str, Any]:
+    def add_image(self, scene: Scene) -> Row:
         image_id = FIRST_IMAGE_ID + len(self.images)
         name = f"COCO_train2014_{image_id:012d}.jpg"
         image = {"id": image_id, "file_name": name, "height": scene.height, "width": scene.width}
         self.images.append(image)
         return image
 
-    def add_annotation(self, image: dict, kind: str, segmentation: Any) -> dict[str, Any]:
+    def add_annotation(self, image: Row, kind: str, segmentation: Any) -> Row:
         is_crowd = isinstance(segmentation, dict)
         encoded = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
         rle = encoded if is_crowd else coco_mask.merge(encoded)
@@ -70,28 +65,42 @@ class _Tables:
         self.annotations.append(annotation)
         return annotation
 
-    def add_ref(self, image: dict, annotation: dict, split: str, texts: list[str]) -> None:
-        sentences = []
-        for text in texts:
-            words = text.split(" ")
-            sentences.append(
-                {"raw": text, "sent": text, "sent_id": self.num_sentences, "tokens": words}
-            )
-            self.num_sentences += 1
-        stem, suffix = os.path.splitext(image["file_name"])
+    def add_ref(self, image: Row, annotation: Row, split: str, texts: list[str]) -> None:
+        sentences = [
+            {"raw": text, "sent": text, "sent_id": number, "tokens": text.split(" ")}
+            for number, text in enumerate(texts, start=self.num_sentences)
+        ]
+        self.num_sentences += len(texts)
+        # RefCOCO appends the annotation; the image's own name is in instances.json
+        name = image["file_name"].replace(".jpg", f"_{annotation['id']}.jpg")
         self.refs.append(
             {
                 "ref_id": len(self.refs),
                 "ann_id": annotation["id"],
                 "image_id": image["id"],
                 "category_id": annotation["category_id"],
-                # RefCOCO appends the annotation; the image's own name is in instances.json
-                "file_name": f"{stem}_{annotation['id']}{suffix}",
+                "file_name": name,
                 "split": split,
                 "sent_ids": [sentence["sent_id"] for sentence in sentences],
                 "sentences": sentences,
             }
         )
+
+    def write(self, folder: Path) -> None:
+        """Write ``instances.json`` and ``refs(unc).p``."""
+        instances = {
+            "info": {"description": "Generated scenes of coloured shapes", "version": "1"},
+            "licenses": [],
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": [
+                {"id": number, "name": kind, "supercategory": "shape"}
+                for number, kind in enumerate(KINDS, start=1)
+            ],
+        }
+        (folder / "instances.json").write_text(json.dumps(instances), encoding="utf-8")
+        # protocol 2 is what Python 2 wrote the official files with, or could read
+        (folder / "refs(unc).p").write_bytes(pickle.dumps(self.refs, protocol=2))
 
 
 def write_demo(
@@ -102,51 +111,48 @@ def write_demo(
     num_test_objects: int = 400,
     shows_progress: bool = False,
 ) -> None:
-    """Generate images, ``instances.json`` and ``refs(unc).p`` in ``folder``, from a seed alone.
+    """Generate images, ``instances.json`` and ``refs(unc).p`` in ``folder`` from a seed.
 
-    ``num_train_objects`` and ``num_test_objects`` (of each of val, testA and testB) are reached,
-    with a few more from the last image. Splits share no image. Everything is written aside and
-    takes the place of ``folder`` when it is complete.
+    ``num_train_objects`` and ``num_test_objects`` (for each of val, testA and testB) are reached,
+    with a few more from the last image. Splits share no image. Files are written to
+    ``folder``.part, which replaces ``folder`` when it is complete.
     """
     folder = Path(folder)
-    aside = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "images").mkdir(parents=True)
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "images").mkdir(parents=True)
     tables = _Tables()
-    splits = [
-        _Split(name, num_train_objects if name == "train" else num_test_objects, shares)
-        for name, shares in STYLE_SHARES.items()
-    ]
-    total = sum(split.num_objects for split in splits)
+    total = num_train_objects + num_test_objects * (len(STYLE_SHARES) - 1)
     with tqdm(total=total, unit="objects", disable=not shows_progress) as bar:
-        for split in splits:
-            goal = len(tables.refs) + split.num_objects
+        for split in STYLE_SHARES:
+            num_objects = num_train_objects if split == "train" else num_test_objects
+            goal = len(tables.refs) + num_objects
             while (before := len(tables.refs)) < goal:
-                _add_scene(tables, split, aside / "images", seed)
+                _add_scene(tables, split, part / "images", seed)
                 bar.update(len(tables.refs) - before)
-    _write_tables(tables, aside)
+    tables.write(part)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    os.replace(part, folder)
 
 
-def _add_scene(tables: _Tables, split: _Split, folder: Path, seed: int) -> None:
-    # numbered by image, so that a picture depends on nothing that came before it
+def _add_scene(tables: _Tables, split: str, folder: Path, seed: int) -> None:
+    # one generator for each image, so that a picture does not depend on earlier ones
     rng = np.random.default_rng([seed, len(tables.images)])
     scene, masks = _draw_scene(rng)
     image = tables.add_image(scene)
     for index, shape in enumerate(scene.objects):
         segmentation = _segmentation(rng, scene, index, masks[index])
         annotation = tables.add_annotation(image, shape.kind, segmentation)
-        texts = _draw_sentences(rng, scene, index, split.style_shares)
+        texts = _draw_sentences(rng, scene, index, STYLE_SHARES[split])
         if len(texts) >= NUM_SENTENCES[0]:
-            tables.add_ref(image, annotation, split.name, texts)
+            tables.add_ref(image, annotation, split, texts)
     colours = cv2.cvtColor(render(scene), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", colours, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     (folder / image["file_name"]).write_bytes(encoded.tobytes())
 
 
 def _draw_scene(rng: np.random.Generator) -> tuple[Scene, list[np.ndarray]]:
-    """A scene of random shape in which no object is hidden too much, and its visible masks."""
+    """Draw a scene of random shape in which no object is hidden too much, and its masks."""
     while True:
         short = int(rng.integers(SHORT_SIDES[0], SHORT_SIDES[1] + 1))
         long = round(short * rng.uniform(*ASPECTS))
@@ -162,7 +168,7 @@ def _draw_scene(rng: np.random.Generator) -> tuple[Scene, list[np.ndarray]]:
 
 
 def _segmentation(rng: np.random.Generator, scene: Scene, index: int, mask: np.ndarray) -> Any:
-    """What is seen of an object: COCO polygons, or now and then run lengths as of a crowd."""
+    """Encode the visible part of an object as COCO polygons, or now and then as run lengths."""
     if rng.random() < RLE_SHARE:
         half = SUPERSAMPLING // 2
         return run_lengths(mask[half::SUPERSAMPLING, half::SUPERSAMPLING])
@@ -179,20 +185,17 @@ def _segmentation(rng: np.random.Generator, scene: Scene, index: int, mask: np.n
     return [[round(value, 2) for value in part.ravel().tolist()] for part in parts]
 
 
-def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's uncompressed RLE: lengths of runs of 0 and 1 in turn, column by column."""
-    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    ends = np.concatenate([[0], edges, [mask.size]])
-    counts = np.diff(ends)
-    counts = counts[:-1] if counts[-1] == 0 else counts
+def run_lengths(mask: np.ndarray) -> Row:
+    """Encode a mask as COCO's uncompressed RLE: runs of 0 and 1 in turn, column by column."""
+    edges = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
+    counts = np.diff(edges, prepend=0, append=mask.size)
     return {"counts": counts.tolist(), "size": list(mask.shape)}
 
 
 def _draw_sentences(
     rng: np.random.Generator, scene: Scene, index: int, style_shares: tuple[float, ...]
 ) -> list[str]:
-    """Up to two to four different expressions; fewer where the scene allows no more."""
+    """Draw two to four different expressions, or fewer if the scene allows no more."""
     wanted = int(rng.integers(NUM_SENTENCES[0], NUM_SENTENCES[1] + 1))
     texts: dict[str, None] = {}
     for _ in range(4 * wanted):
@@ -203,19 +206,3 @@ def _draw_sentences(
         if len(texts) == wanted:
             break
     return list(texts)
-
-
-def _write_tables(tables: _Tables, folder: Path) -> None:
-    instances = {
-        "info": {"description": "Generated scenes of coloured shapes", "version": "1"},
-        "licenses": [],
-        "images": tables.images,
-        "annotations": tables.annotations,
-        "categories": [
-            {"id": number, "name": kind, "supercategory": "shape"}
-            for number, kind in enumerate(KINDS, start=1)
-        ],
-    }
-    (folder / "instances.json").write_text(json.dumps(instances), encoding="utf-8")
-    # protocol 2 is what Python 2 wrote the official files with, or could read
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(tables.refs, protocol=2))

@@ -1,28 +1,23 @@
 """Scenes, their pictures, and expressions that must single out one object."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from utils.demo import (
-    COLOURS,
-    KINDS,
+from utils.demo.drawing import full_mask, render, visible_masks
+from utils.demo.language import (
     STYLES,
     Expression,
-    Object,
-    Scene,
+    candidates,
     caption,
-    describes,
     draw_expression,
-    expressions,
     fits,
-    full_mask,
-    make_scene,
-    matches,
     parse,
     phrases,
-    render,
-    visible_masks,
+    singles_out,
 )
+from utils.demo.scenes import COLOURS, KINDS, Object, Scene, make_scene
 
 
 def draw_scenes(count: int, *, seed: int = 0, num_objects: int | None = None) -> list[Scene]:
@@ -37,17 +32,34 @@ def draw_scenes(count: int, *, seed: int = 0, num_objects: int | None = None) ->
 def place(*objects: tuple[str, str, str, float, float]) -> Scene:
     """A scene of 100 x 100 pixels with objects (kind, colour, size, x, y)."""
     shapes = tuple(
-        Object(kind, colour, size, (x, y), (20.0, 20.0), COLOURS[colour], ())
+        Object(kind, colour, size, (x, y), COLOURS[colour], ())
         for kind, colour, size, x, y in objects
     )
     return Scene(100, 100, shapes, np.zeros((2, 2, 3), np.uint8), (0, 1, 0))
+
+
+def expressions(scene: Scene, index: int, style: str) -> list[str]:
+    """All expressions of a style that single out an object."""
+    chosen = [e for e in candidates(scene, index, style) if singles_out(e, scene, index)]
+    return [text for expression in chosen for text in phrases(expression)]
+
+
+def matches(text: str, scene: Scene) -> list[int]:
+    return fits(parse(text), scene)
+
+
+def describes(text: str, scene: Scene) -> bool:
+    """Whether the objects that a caption names are different objects of the scene."""
+    names = [name for part in text.split(" and ") for name in part.split(", ")]
+    found = [matches(name, scene) for name in names]
+    return any(len(set(choice)) == len(choice) for choice in itertools.product(*found))
 
 
 def test_same_generator_same_scene_and_picture() -> None:
     first, second = draw_scenes(5, seed=4), draw_scenes(5, seed=4)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(render(a), render(b))
-        assert [shape[:6] for shape in a.objects] == [shape[:6] for shape in b.objects]
+        assert [shape[:5] for shape in a.objects] == [shape[:5] for shape in b.objects]
     assert any(
         a.objects[0].center != b.objects[0].center
         for a, b in zip(first, draw_scenes(5, seed=5), strict=True)

@@ -11,7 +11,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from utils.data.masks import decode_mask
-from utils.demo import COLOURS, KINDS, Object, Scene, matches, parse, writer
+from utils.demo import writer
+from utils.demo.language import fits, parse
+from utils.demo.scenes import COLOURS, KINDS, Object, Scene
 from utils.demo.writer import write_demo
 from utils.prepare.masks import to_record
 from utils.prepare.refer import read_refs, refer_source
@@ -131,7 +133,7 @@ def seen_scene(root: Path, image_id: int, instances: dict) -> tuple[Scene, list[
         size = "big" if max(w, h) > 0.43 * min(height, width) else "small"
         kind = KINDS[row["category_id"] - 1]
         center = (left + w / 2, top + h / 2)
-        objects.append(Object(kind, colour, size, center, (w, h), COLOURS[colour], ()))
+        objects.append(Object(kind, colour, size, center, COLOURS[colour], ()))
         ids.append(row["id"])
     return Scene(height, width, tuple(objects), np.zeros((2, 2, 3), np.uint8), (0, 1, 0)), ids
 
@@ -143,6 +145,6 @@ def test_sentences_are_true_of_what_the_files_show(demo_root: Path) -> None:
     for record in read_records(demo_root):
         scene, ids = seen_scene(folder, record["image_id"], instances)
         for _, text in record["sentences"]:
-            results.append(matches(text, scene) == [ids.index(record["ann_id"])])
+            results.append(fits(parse(text), scene) == [ids.index(record["ann_id"])])
     # covered shapes look smaller and shifted, so not every one reads back from its pixels
     assert np.mean(results) > 0.96
