@@ -1,9 +1,10 @@
-"""Options in the form of CRIS and ETRIS, ``--opts TRAIN.batch_size 16``, and their equivalents."""
+"""Refuse options in the form of CRIS and ETRIS, such as ``--opts TRAIN.batch_size 16``."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
-# The last part of their keys, which alone counts there, and what takes its place here: a key,
-# or how else the same is said.
+SECTIONS = ("DATA", "TRAIN", "TEST", "Distributed")
+# The last part of a key of theirs -> the key here.
 KEYS = {
     "dataset": "data.dataset",
     "clip_pretrain": "model.backbone.weights",
@@ -29,10 +30,11 @@ KEYS = {
     "print_freq": "run.log_interval",
     "val_split": "eval.split",
 }
-LMDB = "data.root=FOLDER, below which tools/prepare_datasets.py packs"
+LMDB = "data.root=FOLDER, in which tools/prepare_datasets.py packs"
 FOLDER = "run.folder=FOLDER, which is output_folder/exp_name there"
 TORCHRUN = "torchrun, see docs/several-gpus.md"
-WAYS = {
+# The last part of a key of theirs -> what has the same effect here, where that is not one key.
+EQUIVALENTS = {
     "lr_multi": "train.backbone_lr_scale=VALUE for CRIS, lr_scale: VALUE among the options of a "
     "module for ETRIS",
     "multi_stage": "model.bridges.0.stages=[0, 1, 2], the stages themselves",
@@ -42,7 +44,7 @@ WAYS = {
     "test_split": "test.py --splits VALUE",
     "visualize": "test.py --pictures N",
     "weight": "test.py --checkpoint FILE",
-    "resume": "nothing, since train.py goes on where a run stopped",
+    "resume": "nothing, since train.py continues a run by itself",
     "exp_name": FOLDER,
     "output_folder": FOLDER,
     "workers_val": "data.workers=VALUE, for training and scoring",
@@ -50,37 +52,25 @@ WAYS = {
     "world_size": TORCHRUN,
     "rank": TORCHRUN,
 }
-SECTIONS = ("DATA", "TRAIN", "TEST", "Distributed")
 
 
-def is_flat(key: str) -> bool:
-    """Whether a key begins with a section of CRIS's and ETRIS's files."""
-    return key.partition(".")[0] in SECTIONS
+def refuse_flat_options(options: Sequence[str]) -> None:
+    """Raise ``ValueError`` with the equivalents of options in the form of CRIS and ETRIS.
 
-
-def refuse_flat(options: Sequence[str]) -> None:
-    """``ValueError`` with the equivalents if options are in the form of CRIS and ETRIS.
-
-    There a key and its value are two words; here they are one, with a sign of equality.
+    There a key and its value are two words, ``KEY VALUE``; here they are one, ``key=value``.
     """
     lines = []
-    for place, word in enumerate(options):
+    for word, following in zip_longest(options, options[1:], fillvalue=""):
         key, equals, value = word.partition("=")
-        if not is_flat(key):
+        section, name = key.partition(".")[0], key.rpartition(".")[2]
+        if section not in SECTIONS:
             continue
-        if not equals:
-            following = options[place + 1 : place + 2]
-            value = following[0] if following and "=" not in following[0] else ""
-        lines.append(f"--opts {key} {value}: a key of CRIS and ETRIS; here: {_way(key, value)}")
+        if not equals and "=" not in following:
+            value = following
+        way = f"--opts {KEYS[name]}=VALUE" if name in KEYS else EQUIVALENTS.get(name)
+        way = way or "nothing takes its place; config/base.yaml has all keys"
+        shown = "val" if value == "val-test" else value  # CRIS's name of val in its test.py
+        way = way.replace("VALUE", shown or "VALUE")
+        lines.append(f"--opts {key} {value}: a key of CRIS and ETRIS; here: {way}")
     if lines:
         raise ValueError("\n".join(lines))
-
-
-def _way(key: str, value: str) -> str:
-    name = key.rpartition(".")[2]
-    if name in KEYS:
-        return f"--opts {KEYS[name]}={value or 'VALUE'}"
-    if name in WAYS:
-        value = "val" if value == "val-test" else value  # what CRIS calls val where it tests
-        return WAYS[name].replace("VALUE", value or "VALUE")
-    return "nothing takes its place; config/base.yaml has all keys"

@@ -1,4 +1,4 @@
-"""YAML as the configuration reads it: safe, with ``1e-4`` a float and no key written twice."""
+"""Read and write YAML: safe, with ``1e-4`` a float and no duplicate keys."""
 
 import re
 from collections.abc import Mapping
@@ -7,13 +7,12 @@ from typing import Any
 import yaml
 
 # YAML 1.1 wants a dot and a signed exponent in a float, so PyYAML reads `1e-4` as a string.
-_FLOAT_TAG = "tag:yaml.org,2002:float"
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that notes each key which is not text or stands twice in one mapping."""
+    """SafeLoader that collects the keys that are not text or are duplicates in one mapping."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -28,7 +27,7 @@ class _Loader(yaml.SafeLoader):
             if key_node.tag not in _KEY_TAGS:
                 self.problems.append(f"{place}: {key!r} is not text and cannot be a key; quote it")
             elif key in seen:
-                self.problems.append(f"{place}: key {key!r} stands twice; keep one of them")
+                self.problems.append(f"{place}: duplicate key {key!r}; keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -40,38 +39,32 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
-# The writer needs it too, so that the *text* "1e-4" is quoted and stays text.
-_Dumper.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+for _class in (_Loader, _Dumper):  # the writer too: it quotes the text "1e-4", which stays text
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def parse_yaml(text: str) -> Any:
-    """Read one YAML document; ``ValueError`` lists all that is wrong, a problem a line."""
+    """Read one YAML document: safe, ``1e-4`` is a float, no duplicate keys.
+
+    Raises:
+        ValueError: with a line for every problem.
+    """
+    problems: list[str] = []
+    value = None
     try:
         loader = _Loader(text)
-    except yaml.YAMLError as error:
-        raise ValueError(_explain(error)) from None
-    try:
+        problems = loader.problems
         value = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ValueError("\n".join([*loader.problems, _explain(error)])) from None
-    except (TypeError, ValueError) as error:  # an unhashable key, a date such as 2024-13-45
-        raise ValueError("\n".join(loader.problems or [f"not valid YAML: {error}"])) from None
-    finally:
-        loader.dispose()
-    if loader.problems:
-        raise ValueError("\n".join(loader.problems))
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        problems.append(f"{line}not valid YAML: {error.problem}")
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # ... a date such as 2024-13-45
+        problems.append(f"not valid YAML: {' '.join(str(error).split())}")
+    if problems:
+        raise ValueError("\n".join(problems))
     return value
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
     """Write ``value`` as ASCII YAML in its own key order; the same value gives the same text."""
     return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, width=100)
-
-
-def _explain(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"not valid YAML: {' '.join(str(error).split())}"
-    reason = getattr(error, "problem", None) or "cannot be read"
-    return f"line {mark.line + 1}: not valid YAML: {reason}"

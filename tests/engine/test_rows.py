@@ -11,14 +11,15 @@ from utils.config import Config, load_config
 from utils.distributed import Processes
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path for path in (ROOT / "config").rglob("*.yaml") if path.name != "base.yaml")
+FILES = sorted(p for p in (ROOT / "config").rglob("*.yaml") if not p.name.startswith("base"))
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 SIZES = {"resnet": 160, "vit": 80}  # what the demo's CLIPs were trained for
 
 
 def on_demo_weights(path: Path) -> Config:
     """The configuration with the demo's CLIP of the same kind, and a narrow decoder."""
-    kind = "resnet" if "-resnet" in path.read_text() or "name: RN" in path.read_text() else "vit"
+    name = load_config(path).model.backbone.name
+    kind = "resnet" if name.startswith(("demo-resnet", "RN")) else "vit"
     backbone = [f"name=demo-{kind}", f"weights={ROOT}/pretrain/demo-{kind}.pt"]
     decoder = ["dim=64", "heads=4", "feedforward=64"]
     keys = [f"data.image_size={SIZES[kind]}", *(f"model.backbone.{key}" for key in backbone)]

@@ -1,21 +1,21 @@
 """Reading, checking and writing configurations."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from utils.config import TEST_SPLITS, Config, EvalConfig, load_config
+from utils.config import TEST_SPLITS, Config, EvalConfig, load_config, override_config
 from utils.data.datasets import DATASETS, SPLITS
 from utils.flat_options import KEYS
 from utils.yaml_files import dump_yaml, parse_yaml
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "config").rglob("*.yaml"))
 
 
 def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
@@ -25,21 +25,17 @@ def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
 
 
 def mistakes(path: Path, *overrides: str) -> list[str]:
+    """The lines of the error, without the folder."""
     with pytest.raises(ValueError) as caught:
         load_config(path, overrides)
     assert not isinstance(caught.value, ValidationError)
-    return str(caught.value).splitlines()
+    return str(caught.value).replace(f"{path.parent}/", "").splitlines()
 
 
-def mistake(folder: Path, text: str, *overrides: str) -> str:
-    lines = mistakes(write(folder, text), *overrides)
-    assert len(lines) == 1, lines
-    return lines[0].replace(f"{folder}/", "")
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "config")))
-def test_every_config_loads(path: Path) -> None:
-    load_config(path)
+def assert_one_mistake(folder: Path, text: str, parts: list[str], *overrides: str) -> None:
+    """One line names the file and has all ``parts``."""
+    (line,) = mistakes(write(folder, text), *overrides)
+    assert all(part in line for part in ["run.yaml", *parts]), line
 
 
 def test_base_documents_every_key_with_its_default() -> None:
@@ -83,15 +79,17 @@ def test_data_sets_are_a_name_or_several(
     assert load_config(write(tmp_path, ""), ["data.max_words=9"]).data.longest_sentence == 9
 
 
-def test_published_rates() -> None:
-    rows = [("rn50", 56, 4, 1e-4), ("rn101", 64, 4, 1e-4), ("vitb16", 128, 8, 1e-3)]
-    for name, dim, heads, rate in rows:
-        config = load_config(ROOT / f"config/etris_{name}.yaml")
-        assert config.model.bridges == [{"name": "bridger", "dim": dim, "heads": heads}]
-        assert config.train.lr * config.train.encoder_lr_scale == pytest.approx(rate)
-        assert (config.train.lr, config.train.batch_size, config.train.epochs) == (1e-4, 32, 50)
-        assert (config.train.milestones, config.train.gamma) == ([35], 0.1)
-        assert (config.data.image_size, config.data.dataset) == (416, "refcoco")
+@pytest.mark.parametrize(
+    ("name", "dim", "heads", "rate"),
+    [("rn50", 56, 4, 1e-4), ("rn101", 64, 4, 1e-4), ("vitb16", 128, 8, 1e-3)],
+)
+def test_published_rates(name: str, dim: int, heads: int, rate: float) -> None:
+    config = load_config(ROOT / f"config/etris_{name}.yaml")
+    assert config.model.bridges == [{"name": "bridger", "dim": dim, "heads": heads}]
+    assert config.train.lr * config.train.encoder_lr_scale == pytest.approx(rate)
+    assert (config.train.lr, config.train.batch_size, config.train.epochs) == (1e-4, 32, 50)
+    assert (config.train.milestones, config.train.gamma) == ([35], 0.1)
+    assert (config.data.image_size, config.data.dataset) == (416, "refcoco")
 
 
 @pytest.mark.parametrize("name", ["cris_rn50", "cris_rn101"])
@@ -100,37 +98,32 @@ def test_published_rates_of_cris(name: str) -> None:
     train, decoder = config.train, config.model.decoder
     assert config.model.backbone.tuning == "full"
     assert (decoder.neck, decoder.layers, decoder.heads, decoder.feedforward) == ("fpn", 3, 8, 2048)
-    assert (train.lr, train.backbone_lr_scale, train.batch_size, train.epochs) == (
-        1e-4,
-        0.1,
-        64,
-        50,
-    )
+    rates = (train.lr, train.backbone_lr_scale, train.batch_size, train.epochs)
+    assert rates == (1e-4, 0.1, 64, 50)
     assert (train.milestones, train.gamma, train.weight_decay) == ([35], 0.1, 0)
 
 
 @pytest.mark.parametrize("neck", ["fpn", "plain"])
 def test_an_option_of_another_neck_is_refused(tmp_path: Path, neck: str) -> None:
-    options = [f"model.decoder.neck={neck}", "model.decoder.project_sentence=true"]
-    with pytest.raises(ValueError, match=rf"project_sentence.*leave it out with neck: {neck}"):
-        load_config(write(tmp_path, ""), options)
+    text = f"model: {{decoder: {{neck: {neck}, project_sentence: true}}}}"
+    assert_one_mistake(tmp_path, text, ["project_sentence", f"neck: {neck}"])
 
 
-def test_released_behaviours() -> None:
-    for name in ("rn50", "rn101", "vitb16"):
-        config = load_config(ROOT / f"config/etris_{name}_released.yaml")
-        assert config.model.bridges[0]["dim"] == 64
-        assert config.model.train_positions and config.model.decoder.project_sentence
-        assert config.train.encoder_lr_scale == 1
-        is_vit = name == "vitb16"
-        assert config.model.backbone_norm == ("frozen" if is_vit else "batch")
-        assert config.model.bridges[0]["heads"] == (8 if is_vit else 4)
-        assert config.model.decoder.train_connect == is_vit
-        assert config.model.decoder.initial_kernel == "default"
-        assert (config.train.target, config.train.precision) == ("nearest", "fp16")
-        scoring = config.eval
-        assert (scoring.protocol, scoring.precision, scoring.metric) == ("released", "fp32", "mIoU")
-        assert scoring.first_sentences and scoring.threshold == 0.35
+@pytest.mark.parametrize("name", ["rn50", "rn101", "vitb16"])
+def test_released_behaviours(name: str) -> None:
+    config = load_config(ROOT / f"config/etris_{name}_released.yaml")
+    is_vit = name == "vitb16"
+    heads = 8 if is_vit else 4
+    assert config.model.bridges == [{"name": "bridger", "dim": 64, "heads": heads}]
+    assert config.model.train_positions and config.model.decoder.project_sentence
+    assert config.train.encoder_lr_scale == 1
+    assert config.model.backbone_norm == ("frozen" if is_vit else "batch")
+    assert config.model.decoder.train_connect == is_vit
+    assert config.model.decoder.initial_kernel == "default"
+    assert (config.train.target, config.train.precision) == ("nearest", "fp16")
+    scoring = config.eval
+    assert (scoring.protocol, scoring.precision, scoring.metric) == ("released", "fp32", "mIoU")
+    assert scoring.first_sentences and scoring.threshold == 0.35
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("etris_rn*.yaml")), ids=str)
@@ -139,33 +132,37 @@ def test_bridger_of_every_resnet_has_the_released_heads(path: Path) -> None:
     assert bridger["heads"] == 4
 
 
-def test_a_base_may_have_a_base(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    write(tmp_path, "train: {lr: 1e-3, epochs: 7}\ndata: {workers: 1}", "base.yaml")
-    write(tmp_path / "sub", "base: ../base.yaml\ntrain: {epochs: 8}", "base.yaml")
-    path = write(tmp_path / "sub", "base: base.yaml\ntrain: {seed: 3}")
+def test_file_over_its_bases_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sub = tmp_path / "sub"
+    sub.mkdir()
+    text = "train: {lr: 1e-3, epochs: 7}\ndata: {workers: 1}\nmodel: {bridges: [{name: a}]}"
+    write(tmp_path, text, "base.yaml")
+    write(sub, "base: ../base.yaml\ntrain: {epochs: 8}", "base.yaml")
+    path = write(sub, "base: base.yaml\ntrain: {seed: 3}\nmodel: {bridges: [{name: b}]}")
+    monkeypatch.chdir("/")  # a base is relative to its file
     config = load_config(path)
     assert (config.train.lr, config.train.epochs, config.train.seed) == (1e-3, 8, 3)
-    assert config.data.workers == 1
-    write(tmp_path, "base: sub/base.yaml", "base.yaml")
-    with pytest.raises(ValueError, match=r"base\.yaml: base: .*leads back"):
-        load_config(path)
-
-
-def test_file_over_base_over_defaults(tmp_path: Path) -> None:
-    write(tmp_path, "train: {lr: 1e-3, epochs: 7}\nmodel: {bridges: [{name: a}]}", "base.yaml")
-    path = write(tmp_path, "base: base.yaml\ntrain: {epochs: 9}\nmodel: {bridges: [{name: b}]}")
-    config = load_config(path)
-    assert (config.train.lr, config.train.epochs, config.train.batch_size) == (1e-3, 9, 32)
+    assert (config.data.workers, config.train.batch_size) == (1, 32)
     assert config.model.bridges == [{"name": "b"}]
+    write(tmp_path, "base: sub/base.yaml", "base.yaml")
+    (line,) = mistakes(path)
+    assert "base.yaml: base: 'sub/base.yaml'" in line
 
 
-def test_base_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sub").mkdir()
-    write(tmp_path, "train: {seed: 3}", "base.yaml")
-    path = write(tmp_path / "sub", "base: ../base.yaml")
-    monkeypatch.chdir("/")
-    assert load_config(path).train.seed == 3
+def test_no_experiment_repeats_what_its_base_has() -> None:
+    for path in sorted((ROOT / "config").rglob("*.yaml")):
+        tree = parse_yaml(path.read_text())
+        if "base" in tree:
+            base = load_config(path.parent / tree.pop("base")).to_dict()
+            assert not list(repeated(tree, base)), path
+
+
+def repeated(tree: dict[str, Any], base: dict[str, Any]) -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            yield from repeated(value, base[key])
+        elif key in base and base[key] == value:
+            yield key
 
 
 def test_empty_file_and_empty_sections_change_nothing(tmp_path: Path) -> None:
@@ -181,8 +178,6 @@ def test_null_takes_the_side_network_away_and_an_empty_section_nothing(tmp_path:
     assert load_config(path, ["model.side=null"]).model.side is None
     assert load_config(write(tmp_path, "base: base.yaml\nmodel: {side: null}")).model.side is None
     assert load_config(path, ["model.decoder="]).model.decoder.dim == 64
-    assert "model.side: {'dim': 3}: needs a 'name'" in mistake(tmp_path, "model: {side: {dim: 3}}")
-    assert "model.side: 3: should be a valid dictionary" in mistake(tmp_path, "model: {side: 3}")
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "+1e-4", "1.0e-4", ".1e-3", "0.0001", "10_0e-6"])
@@ -190,14 +185,9 @@ def test_exponents_are_floats(tmp_path: Path, text: str) -> None:
     assert load_config(write(tmp_path, f"train: {{lr: {text}}}")).train.lr == pytest.approx(1e-4)
 
 
-def test_int_passes_for_float_but_bool_and_text_do_not(tmp_path: Path) -> None:
+def test_int_passes_for_float(tmp_path: Path) -> None:
     lr = load_config(write(tmp_path, "train: {lr: 1}")).train.lr
     assert lr == 1.0 and isinstance(lr, float)
-    assert "train.lr: True" in mistake(tmp_path, "train: {lr: true}")
-    assert "train.epochs: True" in mistake(tmp_path, "train: {epochs: true}")
-    assert "train.lr: '1e-4'" in mistake(tmp_path, "train: {lr: '1e-4'}")
-    assert "train.epochs: 2.5" in mistake(tmp_path, "train: {epochs: 2.5}")
-    assert "train.lr: inf" in mistake(tmp_path, "train: {lr: .inf}")
 
 
 def test_overrides_are_yaml_and_reach_into_lists(tmp_path: Path) -> None:
@@ -222,100 +212,106 @@ def test_overrides_are_yaml_and_reach_into_lists(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "expected"),
+    ("override", "parts"),
     [
-        ("train.batchsize=3", "train: no key 'batchsize' (value 3); did you mean 'batch_size'?"),
-        ("trian.lr=3", "no key 'trian'"),
-        ("train.lr", "should read section.key=value"),
-        ("train..lr=3", "should read section.key=value"),
-        ("train.lr.x=3", "train.lr is 0.0001, which has no keys"),
-        ("train.lr.x.y=3", "train.lr.x: no such key"),
-        ("model.bridges.1.dim=3", "model.bridges.1: the list has 1 entries, counted from 0"),
-        ("model.bridges.1={name: x}", "the list has 1 entries"),
-        ("model.bridges.-1.dim=3", "the list has 1 entries"),
-        ("train.lr=[", "not valid YAML"),
-        ("train.lr={a: 1, a: 2}", "key 'a' stands twice"),
-        ("train=3", "should be a section with the keys epochs, max_steps"),
+        ("train.batchsize=3", ["train: ", "'batchsize'", "'batch_size'"]),
+        ("trian.lr=3", ["'trian'", "'train'"]),
+        ("train.lr", ["section.key=value"]),
+        ("train..lr=3", ["section.key=value"]),
+        ("train.lr.x=3", ["0.0001"]),
+        ("train.lr.x.y=3", ["0.0001"]),
+        ("model.bridges.1.dim=3", ["1 entries"]),
+        ("model.bridges.1={name: x}", ["1 entries"]),
+        ("model.bridges.-1.dim=3", ["1 entries"]),
+        ("train.lr=[", ["YAML"]),
+        ("train.lr={a: 1, a: 2}", ["'a'"]),
+        ("train=3", ["train: 3", "epochs, max_steps"]),
     ],
 )
-def test_wrong_overrides_are_named(tmp_path: Path, override: str, expected: str) -> None:
-    line = mistake(tmp_path, "model: {bridges: [{name: bridger}]}", override)
-    assert line.startswith(f"--opts {override}: ") and expected in line
+def test_wrong_overrides_are_named(tmp_path: Path, override: str, parts: list[str]) -> None:
+    path = write(tmp_path, "model: {bridges: [{name: bridger}]}")
+    (line,) = mistakes(path, override)
+    assert line.startswith(f"--opts {override}: ") and all(part in line for part in parts)
 
 
-def test_all_mistakes_at_once_each_with_its_file(tmp_path: Path) -> None:
-    base = write(
-        tmp_path, "train: {epochs: 0, batch_size: 32}\neval: {threshold: 1.0}", "base.yaml"
-    )
+def test_all_mistakes_at_once(tmp_path: Path) -> None:
+    write(tmp_path, "train: {epochs: 0, batch_size: 32}\neval: {threshold: 1.0}", "base.yaml")
     path = write(
         tmp_path,
         "base: base.yaml\ntrain: {lr: fast, batchsize: 3, micro_batch: 5}\ndata: {dataset: []}",
     )
     lines = mistakes(path, "run.wandb=of", "train.milestones=[9, 3]")
-    assert sorted(lines) == sorted(
-        [
-            f"{base}: train.epochs: 0: should be greater than or equal to 1",
-            f"{base}: eval.threshold: 1.0: should be less than 1",
-            f"{path}: train.lr: 'fast': should be a valid number",
-            f"{path}: train: no key 'batchsize' (value 3); did you mean 'batch_size'?",
-            f"{path}: train.micro_batch: 5: train.batch_size (32) must be a multiple of it",
-            f"{path}: data.dataset: []: should be a name or a list of names, such as "
-            "[refcoco, refcoco+]",
-            "--opts run.wandb=of: run.wandb: 'of' is not one of its values; did you mean 'off'?",
-            "--opts train.milestones=[9, 3]: train.milestones: [9, 3]: "
-            "epochs must ascend, each once, such as [35, 45]",
-        ]
-    )
+    places = [
+        "data.dataset: []",
+        "eval.threshold: 1.0",
+        "--opts run.wandb=of: run.wandb: 'of'",
+        "train.epochs: 0",
+    ]
+    places += ["train.lr: 'fast'", "train.micro_batch: 5", "train.milestones: [9, 3]"]
+    places += ["train: no key 'batchsize'"]
+    assert len(lines) == len(places)
+    assert all(line.startswith(("run.yaml: ", "--opts ")) for line in lines)
+    assert all(any(place in line for line in lines) for place in places)
+    lines = mistakes(path, "train.lr", "model.bridges.1.dim=3")
+    assert [line.split(":")[0] for line in lines] == [
+        "--opts train.lr",
+        "--opts model.bridges.1.dim=3",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "parts"),
     [
-        ("batch_size: 3", "run.yaml: top level: no key 'batch_size' (value 3); did you mean"),
-        ("run: {zzz: 3}", "run: no key 'zzz' (value 3); known keys: folder, log_interval"),
-        (
-            "model: {decoder: {dims: 3}}",
-            "model.decoder: no key 'dims' (value 3); did you mean 'dim'",
-        ),
-        ("model: {bridges: [{dim: 64}]}", "model.bridges.0: {'dim': 64}: needs a 'name'"),
-        ("model: {bridges: {name: a}}", "model.bridges: {'name': 'a'}: should be a valid list"),
-        ("model: {decoder: {dim: 100}}", "model.decoder.dim (100) must be a multiple of the heads"),
-        ("eval: {split: testA}", "eval.split: 'testA': a test split must not choose"),
-        ("eval: {metric: IoU}", "'IoU' is not one of its values; did you mean 'oIoU'?"),
-        ("eval: {threshold: 0}", "eval.threshold: 0: should be greater than 0"),
-        ("train: {max_steps: 10, warmup_steps: 10}", "train.warmup_steps: 10: must be less than"),
-        ("train: {milestones: [0]}", "train.milestones.0: 0: should be greater"),
-        ("data: {dataset: 3}", "run.yaml: data.dataset: 3: should be a name or a list of names"),
-        ("data: {dataset: ''}", "run.yaml: data.dataset: '': should be a name or a list of names"),
-        ("data: {dataset: [demo, 3]}", "data.dataset: ['demo', 3]: should be a name or a list"),
-        ("data: {dataset: {a: b}}", "data.dataset: {'a': 'b'}: should be a name or a list"),
-        ("data: {dataset: [a, b, a]}", "['a', 'b', 'a']: a stands twice; name each data set once"),
-        ("data: {allow_leakage: 1}", "run.yaml: data.allow_leakage: 1: should be a valid boolean"),
-        ("data: {max_words: 78}", "data.max_words: 78: should be less than or equal to 77"),
-        ("train: {lr: 1, lr: 2}", "run.yaml: line 1: key 'lr' stands twice"),
-        ("train:\n  3: 4", "run.yaml: line 2: '3' is not text and cannot be a key; quote"),
-        ("? [a]\n: 4", "run.yaml: line 1: not valid YAML: found unhashable key"),
-        ("train: [", "run.yaml: line 1: not valid YAML"),
-        ("train: \t{", "not valid YAML"),
-        ("a: \x00", "not valid YAML"),
-        ("train: {seed: !!python/name:os.system }", "not valid YAML: could not determine"),
-        ("data: {root: 2024-13-45}", "not valid YAML: month must be in 1..12"),
-        ("- a", "run.yaml: should hold sections such as `train:`, not ['a']"),
-        ("base: 3", "run.yaml: base: 3: should be the path of one YAML file"),
-        ("base: runn.yaml", "runn.yaml: cannot be read (No such file or directory); did"),
-        ("base: run.yaml", "run.yaml: base: 'run.yaml': leads back to itself"),
+        ("batch_size: 3", ["top level", "'batch_size'", "'train.batch_size'"]),
+        ("run: {zzz: 3}", ["run: ", "'zzz'", "folder, log_interval"]),
+        ("model: {decoder: {dims: 3}}", ["model.decoder: ", "'dims'", "'dim'"]),
+        ("model: {bridges: [{dim: 64}]}", ["model.bridges.0: {'dim': 64}", "'name'"]),
+        ("model: {bridges: {name: a}}", ["model.bridges: {'name': 'a'}", "list"]),
+        ("model: {bridges: [{name: a, lr_scale: 0}]}", ["model.bridges.0: ", "lr_scale 0"]),
+        ("model: {side: {dim: 3}}", ["model.side: {'dim': 3}", "'name'"]),
+        ("model: {side: 3}", ["model.side: 3"]),
+        ("model: {decoder: {dim: 100}}", ["model.decoder.heads: 8", "(100)"]),
+        ("eval: {split: testA}", ["eval.split: 'testA'", "allow_test_split"]),
+        ("eval: {metric: IoU}", ["eval.metric: 'IoU'", "'oIoU'"]),
+        ("eval: {threshold: 0}", ["eval.threshold: 0", "greater than 0"]),
+        ("train: {max_steps: 10, warmup_steps: 10}", ["train.warmup_steps: 10", "max_steps (10)"]),
+        ("train: {milestones: [0]}", ["train.milestones.0: 0"]),
+        ("train: {lr: true}", ["train.lr: True"]),
+        ("train: {epochs: true}", ["train.epochs: True"]),
+        ("train: {lr: '1e-4'}", ["train.lr: '1e-4'"]),
+        ("train: {epochs: 2.5}", ["train.epochs: 2.5"]),
+        ("train: {lr: .inf}", ["train.lr: inf"]),
+        ("data: {dataset: 3}", ["data.dataset: 3"]),
+        ("data: {dataset: ''}", ["data.dataset: ''"]),
+        ("data: {dataset: [demo, 3]}", ["data.dataset: ['demo', 3]"]),
+        ("data: {dataset: {a: b}}", ["data.dataset: {'a': 'b'}"]),
+        ("data: {dataset: [a, b, a]}", ["data.dataset: ['a', 'b', 'a']", "duplicate a"]),
+        ("data: {allow_leakage: 1}", ["data.allow_leakage: 1"]),
+        ("data: {max_words: 78}", ["data.max_words: 78", "77"]),
+        ("train: {lr: 1, lr: 2}", ["line 1: ", "'lr'"]),
+        ("train:\n  3: 4", ["line 2: ", "'3'"]),
+        ("? [a]\n: 4", ["line 1: ", "unhashable"]),
+        ("train: [", ["line 1: "]),
+        ("train: \t{", ["YAML"]),
+        ("a: \x00", ["YAML"]),
+        ("train: {seed: !!python/name:os.system }", ["python/name"]),
+        ("data: {root: 2024-13-45}", ["month"]),
+        ("- a", ["['a']"]),
+        ("base: 3", ["base: 3"]),
+        ("base: runn.yaml", ["runn.yaml: ", "No such file", "run.yaml?"]),
+        ("base: run.yaml", ["base: 'run.yaml'"]),
     ],
 )
-def test_mistakes_in_files(tmp_path: Path, text: str, expected: str) -> None:
-    assert expected in mistake(tmp_path, text)
+def test_mistakes_in_files(tmp_path: Path, text: str, parts: list[str]) -> None:
+    assert_one_mistake(tmp_path, text, parts)
 
 
 def test_missing_or_unreadable_file(tmp_path: Path) -> None:
-    assert "cannot be read (No such file or directory)" in mistakes(tmp_path / "absent.yaml")[0]
-    assert "cannot be read (Is a directory)" in mistakes(tmp_path)[0]
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    binary = mistakes(tmp_path / "binary.yaml")[0]
-    assert "binary.yaml: is no text in UTF-8; name a YAML file" in binary
+    reasons = {"absent.yaml": "No such file", "": "Is a directory", "binary.yaml": "UTF-8"}
+    for name, reason in reasons.items():
+        (line,) = mistakes(tmp_path / name)
+        assert name in line and reason in line
 
 
 def test_test_split_by_explicit_flag(tmp_path: Path) -> None:
@@ -335,9 +331,13 @@ def test_overrides_do_not_leak_into_the_next_load(tmp_path: Path) -> None:
     assert Config().train.milestones == [35]
 
 
-def test_from_dict_names_its_source() -> None:
+def test_other_sources_are_named() -> None:
     with pytest.raises(ValueError, match=r"best\.safetensors: train: no key 'lrr'"):
         Config.from_dict({"train": {"lrr": 1}}, source="best.safetensors")
+    config = override_config(Config(), ["train.lr=1e-3"], source="best.safetensors")
+    assert (config.train.lr, Config().train.lr) == (1e-3, 1e-4)
+    with pytest.raises(ValueError, match=r"--opts train\.epochs=0: train\.epochs: 0"):
+        override_config(config, ["train.epochs=0"], source="best.safetensors")
 
 
 VALUES = st.recursive(
@@ -387,15 +387,11 @@ def test_options_of_cris_and_etris_are_refused_with_their_equivalents(
 
 def test_every_equivalent_is_a_key() -> None:
     for key in KEYS.values():
-        override = f"{key}=1"
-        if key.startswith("model.bridges."):
-            continue
-        section: object = Config().to_dict()
-        for part in override.partition("=")[0].split("."):
-            assert isinstance(section, dict) and part in section, key
+        section: Any = Config().to_dict()
+        for part in key.split(".") if not key.startswith("model.bridges.") else ["model"]:
+            assert part in section, key
             section = section[part]
 
 
 def test_a_file_of_cris_is_known(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no key 'TRAIN'.*CRIS and ETRIS"):
-        load_config(write(tmp_path, "TRAIN: {batch_size: 16}"))
+    assert_one_mistake(tmp_path, "TRAIN: {batch_size: 16}", ["'TRAIN'", "CRIS and ETRIS"])

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError
 
 from engine.record import METHOD_NAME, NAME_RULE
-from utils.config import Count, Section
-from utils.config_layers import Layer, explain, merge_layers, read_files
+from utils.config import Count, Section, explain, read_yaml_file
 from utils.yaml_files import parse_yaml
 
 RESERVED_KEYS = {
@@ -78,7 +77,7 @@ def _read_method(value: Any) -> Any:
     try:
         return MethodConfig.model_validate(keys)
     except ValidationError as error:
-        problems = explain(error, MethodConfig, [Layer("its keys", (), keys)])
+        problems = explain(error, MethodConfig, "its keys")
         raise ValueError("; ".join(problems)) from None
 
 
@@ -129,12 +128,11 @@ def load_sweep(path: Path) -> SweepConfig:
 
     The default folder is ``runs/sweep-<name of the file>``.
     """
-    tree, layers = merge_layers(read_files(path), (), {})
+    tree = read_yaml_file(path, {})
     try:
         return SweepConfig.model_validate({"folder": f"runs/sweep-{path.stem}", **tree})
     except ValidationError as error:
-        # without the layer of defaults, so that a missing key is reported for the file
-        raise ValueError("\n".join(explain(error, SweepConfig, layers[1:]))) from None
+        raise ValueError("\n".join(explain(error, SweepConfig, str(path)))) from None
 
 
 def to_overrides(options: Mapping[str, JsonValue]) -> list[str]:
