@@ -129,7 +129,8 @@ def describe_split(name: str, statistics: Statistics) -> str:
     }
     words = [f"{word} {count:,}" for word, count in statistics.words.most_common(NUM_WORDS)]
     table = [words[first : first + WORDS_PER_ROW] for first in range(0, len(words), WORDS_PER_ROW)]
-    lines = [*_table(list(rows.items())), "most frequent words", *_table(table)]
+    lines = [*_table(list(rows.items())), "most frequent words"]
+    lines += [f"  {row}" for row in _table(table)]
     lines.append(f"  without: {' '.join(sorted(STOP_WORDS))}")
     return "\n  ".join([name, *lines])
 

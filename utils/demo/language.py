@@ -1,8 +1,8 @@
 """Write and read expressions about demo scenes, and find the objects that they fit.
 
 Every place and relation has a strict and a loose reading. An expression is used for an object
-only if the object fits strictly and no other fits even loosely: a human agrees with what is
-left. Distances are shares of the image's height and width (places) or of its shorter side
+only if the object fits strictly and no other fits even loosely, so that a human agrees with it.
+Distances are shares of the image's height and width (places) or of its shorter side
 (relations), measured between the middles of bounding boxes.
 """
 
@@ -64,7 +64,7 @@ def fits(expression: Expression, scene: Scene, *, strict: bool = False) -> list[
 
 
 def _is_at(scene: Scene, shape: Object, place: str, strict: bool) -> bool:
-    """Test a place: a side is 42 % of the image (loosely 58 %), the middle its central 10 %."""
+    """Test a place: a side is its 42 % of the image (loosely 58 %), the middle its 20 % (48 %)."""
     where = (shape.center[0] / scene.width - 0.5, shape.center[1] / scene.height - 0.5)
     if place == "middle":
         return max(abs(where[0]), abs(where[1])) < (0.1 if strict else 0.24)

@@ -236,7 +236,7 @@ def _build(
     middle = np.array(center, np.float32)
     kind, colour, size = name
     parts = tuple(part @ turn + middle for part in OUTLINES[kind])
-    points = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    points = np.concatenate(parts)
     (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     red, green, blue = (
         min(255, max(0, int(value + 30 * draw - 15)))

@@ -4,6 +4,7 @@ These files have no identifiers and no image sizes: entries and images are count
 sizes are read from the image files.
 """
 
+import codecs
 import contextlib
 import json
 import re
@@ -159,8 +160,9 @@ def _read_lines(path: Path, images: Path) -> list[Entry]:
         for number, data in enumerate(file, start=1):
             place = f"{path}: line {number}"
             with builder.collecting_errors(place):
-                if text := _decode(data).strip():
-                    line = _parse_line(text)
+                # some editors write a mark before the first line
+                if data := data.removeprefix(codecs.BOM_UTF8).strip():
+                    line = _parse_line(data)
                     image, split = relative_path(line["image"], "image"), _split(line["split"])
                     sentences = [[None, text] for text in _texts(line["sentences"])]
                     segmentation = _segmentation(line, path.parent)
@@ -168,17 +170,9 @@ def _read_lines(path: Path, images: Path) -> list[Entry]:
     return builder.finish(path)
 
 
-def _decode(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")  # some editors write a mark before the first line
-    except UnicodeDecodeError as error:
-        wrong = data[error.start : error.end]
-        raise ValueError(f"{wrong!r} is no UTF-8; save the file with that encoding") from None
-
-
-def _parse_line(text: str) -> dict[str, Any]:
+def _parse_line(data: bytes) -> dict[str, Any]:
     """Read the object of a line, and check that it has the keys it needs and no other."""
-    line = _parse_json(text, "write one object a line")
+    line = _parse_json(data, "write one object a line, in UTF-8")
     if not isinstance(line, dict):
         raise ValueError(f"{reprlib.repr(line)} should be an object: {{...}}")
     if unknown := [key for key in line if key not in KEYS]:
@@ -194,7 +188,7 @@ def _parse_line(text: str) -> dict[str, Any]:
     return line
 
 
-def _parse_json(data: str | bytes, way_out: str) -> Any:
+def _parse_json(data: bytes, way_out: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@ Files are found where CRIS, ETRIS, LAVT and REFER keep them. References are a pi
 or 3, or JSON; annotations are COCO's ``instances.json``. No code in a pickle is run.
 """
 
+import codecs
 import gc
 import json
 import os
@@ -136,16 +137,13 @@ def _reference_entries(path: Path, splits: tuple[str, ...]) -> list[Entry]:
         if ref["split"] not in splits:
             split = reprlib.repr(ref["split"])
             raise ValueError(f"{place}: split {split} is none of {', '.join(splits)}")
-        sentences = ref["sentences"]
-        if isinstance(sentences, list | tuple):
-            sentences = [_repaired_sentence(sentence) for sentence in sentences]
         record = {
             "ref_id": ref_id,
             "ann_id": whole_number(ref["ann_id"], f"{place}: ann_id"),
             "image_id": whole_number(ref["image_id"], f"{place}: image_id"),
             "category_id": _category(ref, place),
             "split": ref["split"],
-            "sentences": read_sentences(sentences, f"{place}: sentences"),
+            "sentences": read_sentences(ref["sentences"], f"{place}: sentences"),
         }
         entries.append(Entry(record, None, place))
     return entries
@@ -234,6 +232,18 @@ class _PlainUnpickler(pickle.Unpickler):
         raise _CodeError(f"it asks for {module}.{name}, and only plain data is read")
 
 
+def _decode_windows(error: UnicodeError) -> tuple[str, int]:
+    """Decode bytes that are not UTF-8 as Western European text of Windows."""
+    assert isinstance(error, UnicodeDecodeError)
+    data = error.object[error.start : error.end]
+    try:
+        return data.decode("cp1252"), error.end
+    except UnicodeDecodeError:
+        return data.decode("latin-1"), error.end
+
+
+_WINDOWS = "utf-8 or cp1252"
+codecs.register_error(_WINDOWS, _decode_windows)
 # all that a damaged pickle raises, as the documentation of the module warns
 _PICKLE_ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError,
@@ -244,7 +254,7 @@ _PICKLE_ERRORS = (
 def read_refs(path: Path) -> list[Row]:
     """Read REFER's references without running code: a pickle of Python 2 or 3, or JSON.
 
-    Python 2 stored text as bytes. UTF-8 is decoded; other bytes become lone surrogates.
+    Python 2 stored text as bytes: UTF-8, or Western European text of Windows.
 
     Raises:
         ValueError: missing, damaged, holding more than plain data, or without the expected keys.
@@ -267,7 +277,7 @@ def read_refs(path: Path) -> list[Row]:
 
 def _load_pickle(file: BinaryIO, path: Path) -> Any:
     try:
-        return _PlainUnpickler(file, encoding="utf-8", errors="surrogateescape").load()
+        return _PlainUnpickler(file, encoding="utf-8", errors=_WINDOWS).load()
     except _PICKLE_ERRORS as error:
         way_out = "take the published file, or write yours as JSON"
         way_out = way_out if isinstance(error, _CodeError) else "fetch it again"
@@ -280,31 +290,6 @@ def _load_json(file: BinaryIO, path: Path, **options: Any) -> Any:
         return json.load(file, **options)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no readable JSON file: {error}; fetch it again") from error
-
-
-def _repaired_sentence(sentence: Any) -> Any:
-    if isinstance(sentence, str):
-        return _repaired(sentence)
-    if isinstance(sentence, dict):
-        texts = {key: sentence.get(key) for key in ("sent", "raw")}
-        return sentence | {k: _repaired(text) for k, text in texts.items() if isinstance(text, str)}
-    return sentence
-
-
-def _repaired(text: str) -> str:
-    """Decode bytes of a text that were not UTF-8 as Windows' Western European."""
-    if text.isascii():
-        return text
-    try:
-        data = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text  # half a character of another origin
-    for encoding in ("utf-8", "cp1252"):
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return data.decode("latin-1")
 
 
 def read_instances(path: Path, annotations: Collection[int] | None = None) -> Row:

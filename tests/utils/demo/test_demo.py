@@ -19,6 +19,8 @@ from utils.demo.language import (
 )
 from utils.demo.scenes import COLOURS, KINDS, Object, Scene, make_scene
 
+CIRCLE = Expression("circle")
+
 
 def draw_scenes(count: int, *, seed: int = 0, num_objects: int | None = None) -> list[Scene]:
     rng = np.random.default_rng(seed)
@@ -131,26 +133,19 @@ def test_impossible_counts_are_refused(count: int) -> None:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_every_expression_singles_out_its_object(style: str) -> None:
-    found = 0
-    for scene in draw_scenes(15, seed=7):
+    rng, found = np.random.default_rng(1), 0
+    for scene in draw_scenes(12, seed=7):
         for index in range(len(scene.objects)):
-            for text in expressions(scene, index, style):
-                assert matches(text, scene) == [index], text
+            texts = expressions(scene, index, style)
+            for text in texts:
                 said = parse(text)
+                assert fits(said, scene) == [index] and text in phrases(said), text
                 assert bool(said.place) == (style == "place")
                 assert bool(said.relation) == (style == "relation")
                 found += 1
-    assert found > 100
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_a_drawn_expression_is_one_of_all(style: str) -> None:
-    rng = np.random.default_rng(1)
-    for scene in draw_scenes(8, seed=8):
-        for index in range(len(scene.objects)):
-            every = expressions(scene, index, style)
             drawn = draw_expression(rng, scene, index, style)
-            assert drawn in every if every else drawn is None
+            assert drawn in texts if texts else drawn is None
+    assert found > 80
 
 
 def test_unknown_style_lists_the_known_ones() -> None:
@@ -169,24 +164,14 @@ def test_unknown_style_lists_the_known_ones() -> None:
         ("the object in the middle", Expression(place="middle")),
         ("leftmost circle", Expression("circle", place="leftmost")),
         (
-            "circle below the big blue square",
-            Expression("circle", relation="below", anchor=Expression("square", "blue", "big")),
+            "star to the left of the big blue square",
+            Expression("star", relation="left of", anchor=Expression("square", "blue", "big")),
         ),
-        (
-            "star to the left of the green circle",
-            Expression("star", relation="left of", anchor=Expression("circle", "green")),
-        ),
+        ("star below the circle", Expression("star", relation="below", anchor=CIRCLE)),
     ],
 )
 def test_texts_are_read(text: str, expected: Expression) -> None:
     assert parse(text) == expected
-
-
-def test_every_wording_reads_back_as_what_was_said() -> None:
-    for scene in draw_scenes(10, seed=9):
-        for style in STYLES:
-            for text in expressions(scene, 0, style):
-                assert text in phrases(parse(text))
 
 
 @pytest.mark.parametrize(

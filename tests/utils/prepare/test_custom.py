@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data.masks import decode_mask
 from utils.data.store import ReferStore
 from utils.prepare.annotations import Entry
-from utils.prepare.custom import check_name, jsonl_source, lists_source
+from utils.prepare.custom import jsonl_source, lists_source
 from utils.prepare.masks import encode_mask, to_record
 from utils.prepare.pack import pack_dataset
 
@@ -107,19 +106,14 @@ def test_lines_become_records(folder: Path, read_lines: Make) -> None:
         {"rle": {"size": [H, W], "counts": COUNTS}},
         {"rle": COUNTS},
         {"mask": "masks/4.png"},
-        {"mask": "absolute"},
+        {"mask": "{folder}/masks/4.png"},
     ],
 )
 def test_every_kind_of_mask(folder: Path, read_lines: Make, outline: dict) -> None:
-    if outline == {"mask": "absolute"}:
-        outline = {"mask": str(folder / "masks" / "4.png")}
+    if "mask" in outline:
+        outline = {"mask": outline["mask"].format(folder=folder)}
     (entry,) = read_lines(make_line(**({"polygon": None} | outline)))
     assert to_record(entry)["rle"] == COUNTS
-
-
-def test_an_empty_mask_is_a_record(read_lines: Make) -> None:
-    (entry,) = read_lines(make_line(polygon=None, mask="masks/empty.png"))
-    assert not decode_mask(to_record(entry)).any()
 
 
 @pytest.mark.parametrize("name", ["broken.jpg", "absent.jpg"])
@@ -140,7 +134,7 @@ def test_a_mark_and_windows_lines_are_no_mistake(read_lines: Make) -> None:
     [
         (b"{", "JSON"),
         (b"[" * 100_000, "JSON"),
-        (b'{"image": "caf\xe9"}', "b'\\xe9'"),
+        (b'{"image": "caf\xe9"}', "0xe9"),
         ([1], "[1]"),
         (make_line(sentence=["a"]), "'sentence'; did you mean 'sentences'?"),
         (make_line(zzz=1), "'zzz'"),
@@ -199,39 +193,21 @@ def test_a_file_without_lines_is_named(read_lines: Make, lines: list) -> None:
         read_lines(*lines)
 
 
-def test_sources_of_lines(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["mine", "A", "a-b_c.d+1", "refcoco2", "7"])
+def test_sources_of_lines(folder: Path, name: str) -> None:
     path = folder / "mine.jsonl"
     with pytest.raises(ValueError, match=r"mine\.jsonl is missing"):
-        jsonl_source(path, images=folder, name="mine")
+        jsonl_source(path, images=folder, name=name)
     path.touch()
-    source = jsonl_source(path, images=folder, name="mine")
-    assert (source.dataset, source.image_store, source.files) == ("mine", "mine-images", (path,))
+    source = jsonl_source(path, images=folder, name=name)
+    assert (source.dataset, source.image_store, source.files) == (name, f"{name}-images", (path,))
     assert source.splits == ("train", "val", "test", "testA", "testB")
     assert (source.images, source.published, source.shares_images) == (folder, {}, True)
 
 
-@pytest.mark.parametrize("name", ["mine", "A", "a-b_c.d+1", "refcoco2", "7"])
-def test_names_that_data_can_have(name: str) -> None:
-    check_name(name)
-
-
 @pytest.mark.parametrize(
     "name",
-    [
-        "",
-        "a b",
-        "a/b",
-        "../a",
-        "-a",
-        ".a",
-        "ä",
-        "a\n",
-        "x" * 101,
-        "refcoco",
-        "demo",
-        "coco",
-        "x-images",
-    ],
+    ["", "a b", "a/b", "../a", "-a", ".a", "ä", "a\n", "x" * 101, "refcoco", "coco", "x-images"],
 )
 def test_names_that_data_cannot_have(name: str, folder: Path) -> None:
     (folder / "mine.jsonl").touch()
