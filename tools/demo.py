@@ -1,31 +1,35 @@
 """Show what checkpoints find, on a page in the browser.
 
-Upload or paste a picture or take an example, type sentences, and see the mask of each laid over;
-two checkpoints stand side by side. The page is for this machine alone, makes no request to any
-other, and stores no picture.
+Upload or paste a picture or take an example, type sentences, and see the mask of each over the
+picture; two checkpoints can be compared side by side. The page is for this machine alone, makes no
+request to any other, and stores no picture.
 """
 
 import argparse
+import contextlib
+import os
+import signal
+import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-EXAMPLE = """examples:
+from utils.cli import make_parser, run_command  # noqa: E402
+
+EXAMPLES = """\
   python tools/demo.py
   python tools/demo.py --checkpoint runs/a/best.safetensors runs/b/best.safetensors
   python tools/demo.py --checkpoint best.safetensors --examples pictures/ --port 8000"""
-TRAINED = ROOT / "runs/demo-etris/best.safetensors"  # by make demo
-COMMITTED = ROOT / "pretrain/demo-etris.safetensors"
-PORT = 7860
+# by make demo, and the one that comes with the project
+DEMO_CHECKPOINTS = ("runs/demo-etris/best.safetensors", "pretrain/demo-etris.safetensors")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument(
         "--checkpoint",
         nargs="+",
@@ -43,27 +47,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)"
     )
-    parser.add_argument("--port", type=int, default=PORT, help="0: any that is free (%(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="0: any that is free (%(default)s)")
     return parser.parse_args(argv)
 
 
-def choose_checkpoints(given: Sequence[Path] | None) -> dict[str, Path]:
-    """Checkpoints by the names they have on the page: that of the file, or of the run's folder.
+def choose_checkpoints(paths: Sequence[Path] | None) -> dict[str, Path]:
+    """Name each checkpoint for the page by its file, or by the run's folder; or take the demo's.
 
     Raises:
-        ValueError: none is given and none of the demo is there, or one is given twice.
+        ValueError: none is given and none of the demo is found, or one is given twice.
     """
-    if not given:
-        found = next((path for path in (TRAINED, COMMITTED) if path.is_file()), None)
+    if not paths:
+        found = next((name for name in DEMO_CHECKPOINTS if (ROOT / name).is_file()), None)
         if found is None:
             raise ValueError(
-                f"no --checkpoint, and neither {TRAINED.relative_to(ROOT)} nor "
-                f"{COMMITTED.relative_to(ROOT)} is there; run `make demo`, or name one"
+                f"no --checkpoint, and neither {' nor '.join(DEMO_CHECKPOINTS)} exists; "
+                "run `make demo`, or name one"
             )
-        print(f"no --checkpoint: taking {found.relative_to(ROOT)}")
-        given = [found]
+        print(f"no --checkpoint: taking {found}")
+        paths = [ROOT / found]
     names: dict[str, Path] = {}
-    for path in given:
+    for path in paths:
         if path.resolve() in (other.resolve() for other in names.values()):
             raise ValueError(f"--checkpoint {path} is given twice; give it once")
         name = path.resolve().parent.name if path.stem in ("best", "last") else path.stem
@@ -72,17 +76,49 @@ def choose_checkpoints(given: Sequence[Path] | None) -> dict[str, Path]:
     return names
 
 
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """Make a folder for gradio's files that only its owner can read; delete it at the end.
+
+    Enter it before gradio is imported, which reads these variables then. SIGTERM ends the process
+    as Ctrl-C does, so that the folder is deleted in both cases.
+    """
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="page-", ignore_cleanup_errors=True) as folder:
+        os.environ |= {
+            "GRADIO_TEMP_DIR": folder,
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_RUN_HISTORY": "False",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        try:
+            yield Path(folder)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a socket at ``host`` and ``port`` (0: any that is free); ``ValueError`` if it cannot."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        is_six = family == socket.AF_INET6
+        return socket.create_server((host, port), family=family, dualstack_ipv6=is_six)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--host {host} --port {port}: {reason}; choose another") from None
+
+
 def show(arguments: argparse.Namespace) -> None:
     """Serve the page until the process is told to end; ``ValueError`` for a user's mistake."""
-    from tools.page.examples import draw_examples, read_examples
-    from tools.page.server import LOOPBACK, application, listen, private_folder, serve
-    from tools.page.uploads import MOST_BYTES
+    from tools.page.inputs import draw_examples, read_examples
 
+    host = arguments.host
     paths = choose_checkpoints(arguments.checkpoint)
     examples = read_examples(arguments.examples) if arguments.examples else draw_examples()
-    with private_folder(), listen(arguments.host, arguments.port) as listener:
+    with private_folder(), listen(host, arguments.port) as listener:
         try:
-            from tools.page.app import appearance, build
+            from tools.page.app import LOOPBACK, build, make_server
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"the page needs {error.name}; get it with `pip install -r requirements-demo.txt`"
@@ -94,30 +130,22 @@ def show(arguments: argparse.Namespace) -> None:
         for name, predictor in predictors.items():
             print(f"{name}: {predictor}")
         threshold = next(iter(predictors.values())).threshold
-        page = build(Handlers(predictors, examples), threshold)
-        app = application(page, appearance(), arguments.host, MOST_BYTES)
-        if arguments.host not in LOOPBACK:
+        server = make_server(build(Handlers(predictors, examples), threshold), host)
+        if host not in LOOPBACK:
             print(
-                f"warning: --host {arguments.host}: whoever reaches this machine can use the page; "
+                f"warning: --host {host}: whoever reaches this machine can use the page; "
                 "there is no password and no encryption",
                 file=sys.stderr,
             )
-        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        print(f"open http://{host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-        serve(app, listener)
+        address = f"[{host}]" if ":" in host else host
+        print(f"open http://{address}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     arguments = parse_arguments(argv)
-    try:
-        show(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-    return 0
+    return run_command(lambda: show(arguments))
 
 
 if __name__ == "__main__":

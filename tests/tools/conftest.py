@@ -1,4 +1,4 @@
-"""The page served by this process, and a real Chromium that looks at it."""
+"""Serve the page in this process, and open it in a real Chromium."""
 
 import contextlib
 import socket
@@ -13,12 +13,12 @@ import torch
 
 from engine.checkpoint import load_segmenter, read_checkpoint, save_checkpoint
 from engine.prediction import Predictor, load
-from tools.page.examples import draw_examples
+from tools.demo import listen, private_folder
 from tools.page.handlers import Handlers
-from tools.page.server import POLICY, application, listen, private_folder, server
+from tools.page.inputs import draw_examples
 
 CHECKPOINT = Path(__file__).parents[2] / "pretrain/demo-etris.safetensors"
-MOST_BYTES = 300_000  # of an upload
+MAX_BYTES = 300_000  # of an upload
 TIMEOUT = 90_000  # milliseconds: machines may be busy
 
 
@@ -38,11 +38,10 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Predictor]
 
 
 class Site:
-    """The address of a running page, the folder of its uploads, and where it has called."""
+    """The address of a running page, and the folder of its uploads."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url, self.folder = url, folder
-        self.outside: list[Any] = []
 
     def files(self) -> list[Path]:
         return [path for path in self.folder.rglob("*") if path.is_file()]
@@ -52,30 +51,30 @@ class Site:
 def site(
     predictors: dict[str, Predictor], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    connect = socket.socket.connect
+    """The page, served. The process may connect to no other machine."""
+    connect, outside = socket.socket.connect, []
+
+    def watched(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
+            outside.append(address)
+        connect(self, address)
+
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("served")))
         folder = stack.enter_context(private_folder())
         pytest.importorskip("gradio", reason="no gradio; pip install -r requirements-demo.txt")
-        from tools.page.app import appearance, build
+        from tools.page.app import build, make_server
 
-        with listen("127.0.0.1", 0) as listener:
-            site = Site(f"http://127.0.0.1:{listener.getsockname()[1]}", folder)
-
-            def watched(self: socket.socket, address: Any) -> None:
-                if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
-                    site.outside.append(address)
-                connect(self, address)
-
-            patch.setattr(socket.socket, "connect", watched)
-            page = build(Handlers(predictors, draw_examples()), 0.35)
-            running = server(application(page, appearance(), "127.0.0.1", MOST_BYTES))
-            thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-            thread.start()
-            yield site
-            running.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive() and site.outside == []
+        listener = stack.enter_context(listen("127.0.0.1", 0))
+        patch.setattr(socket.socket, "connect", watched)
+        page = build(Handlers(predictors, draw_examples()), 0.35)
+        server = make_server(page, "127.0.0.1", MAX_BYTES)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}", folder)
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive() and outside == []
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +90,11 @@ def browser(chromium: str) -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, site: Site) -> Iterator[Any]:
-    """The page, freshly opened. It may ask nobody else for anything, and may not complain."""
+    """The page, freshly opened. It may ask no other site for anything, and may raise no error."""
+    from tools.page.app import POLICY
+
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    outside, complaints = [], []
+    outside, errors = [], []
 
     def answer(route: Any) -> None:
         inside = route.request.url.startswith((f"{site.url}/", "data:", "blob:"))
@@ -104,10 +105,10 @@ def page(browser: Any, site: Site) -> Iterator[Any]:
     context.route("**/*", answer)
     page = context.new_page()
     page.set_default_timeout(TIMEOUT)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("pageerror", lambda error: errors.append(str(error)))
     response = page.goto(site.url)
     assert response.headers["content-security-policy"] == POLICY
     page.wait_for_selector("html[data-ready] #examples button")
     yield page
     context.close()
-    assert outside == [] and complaints == []
+    assert outside == [] and errors == []

@@ -1,4 +1,4 @@
-"""The command of the page: what it shows, what it refuses, and what it leaves behind."""
+"""Run the command of the page: its checkpoints, its mistakes, and the files that it leaves."""
 
 import os
 import re
@@ -17,6 +17,7 @@ import pytest
 
 from tools import demo
 
+COMMITTED = demo.ROOT / demo.DEMO_CHECKPOINTS[1]
 needs_gradio = pytest.mark.skipif(
     find_spec("gradio") is None, reason="no gradio; pip install -r requirements-demo.txt"
 )
@@ -33,24 +34,19 @@ def test_names_are_those_of_runs_and_files() -> None:
 def test_without_a_checkpoint_that_of_the_demo_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = tmp_path / "runs/demo-etris/best.safetensors"
-    committed = tmp_path / "pretrain/demo-etris.safetensors"
-    for name, path in (("ROOT", tmp_path), ("TRAINED", trained), ("COMMITTED", committed)):
-        monkeypatch.setattr(demo, name, path)
-    with pytest.raises(ValueError, match="run `make demo`, or name one"):
-        demo.choose_checkpoints(None)
-    for path in (committed, trained):
-        path.parent.mkdir(parents=True)
-        path.touch()
-        assert demo.choose_checkpoints(None) == {"demo-etris": path}
-        assert f"taking {path.relative_to(tmp_path)}\n" in capsys.readouterr().out
-
-
-def test_what_make_demo_trains_is_where_the_page_looks() -> None:
     from utils.config import load_config
 
+    trained, committed = demo.DEMO_CHECKPOINTS
     folder = load_config(demo.ROOT / "config/demo/etris.yaml").run.folder
-    assert folder is not None and demo.ROOT / folder / "best.safetensors" == demo.TRAINED
+    assert f"{folder}/best.safetensors" == trained, "make demo trains it there"
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="make demo"):
+        demo.choose_checkpoints(None)
+    for name in (committed, trained):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+        assert demo.choose_checkpoints(None) == {"demo-etris": tmp_path / name}
+        assert name in capsys.readouterr().out
 
 
 def test_without_gradio_one_sentence_says_how_to_get_it(
@@ -59,29 +55,27 @@ def test_without_gradio_one_sentence_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "tools.page.app", raising=False)
     assert demo.main(["--port", "0"]) == 2
-    assert capsys.readouterr().err == (
-        "error: the page needs gradio; get it with `pip install -r requirements-demo.txt`\n"
-    )
+    assert "pip install -r requirements-demo.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (["--examples", "none.png"], "--examples: none.png: no such picture"),
+        (["--examples", "none.png"], "none.png"),
         (["--host", "256.0.0.1"], "--host 256.0.0.1 --port 7860: "),
-        (["--port", "99999"], "--port 99999 should be from 0 to 65535"),
+        (["--port", "99999"], "--port 99999"),
     ],
 )
-def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(words) == 2
-    assert message in capsys.readouterr().err
+    assert named in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert demo.main(["--port", str(port)]) == 2
-    assert f"--port {port}: Address already in use; choose another" in capsys.readouterr().err
+    assert f"--port {port}: Address already in use" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -89,7 +83,7 @@ def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     """The command as a process of its own, which keeps its files in ``tmp_path``; its address."""
     command = [sys.executable, str(demo.ROOT / "tools/demo.py"), "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(
-        [*command, "--checkpoint", str(demo.COMMITTED)],
+        [*command, "--checkpoint", str(COMMITTED)],
         env=os.environ | {"TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -127,7 +121,8 @@ def test_it_answers_this_machine_alone_and_leaves_nothing(
     assert len([path for path in folder.rglob("*") if path.is_file()]) == 1
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143 and "Traceback" not in errors
+    assert process.returncode == 143
+    assert "Traceback" not in errors and "warning: --host" not in errors
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,9 +143,7 @@ def test_another_host_is_warned_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("tools.page.server.serve", lambda *_: None)
-    words = ["--port", "0", "--checkpoint", str(demo.COMMITTED), "--device", "cpu"]
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    words = ["--port", "0", "--checkpoint", str(COMMITTED), "--device", "cpu"]
     assert demo.main([*words, "--host", "0.0.0.0"]) == 0
-    assert "warning: --host 0.0.0.0: whoever reaches this machine" in capsys.readouterr().err
-    assert demo.main(words) == 0
-    assert "warning" not in capsys.readouterr().err
+    assert "warning: --host 0.0.0.0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: masks to the pixel, mistakes, and what is kept of an upload."""
+"""Use the page in a real Chromium: masks to the pixel, mistakes, and what stays of an upload."""
 
 import base64
 import io
@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from engine.prediction import Predictor
-from tools.page.examples import draw_examples
-from tools.page.layers import COLOURS, SIDE
+from tools.page.drawing import COLOURS, SIDE
+from tools.page.inputs import draw_examples
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
 torch.set_num_threads(1)
@@ -42,21 +42,23 @@ def settle(page: Any) -> None:
     page.wait_for_function("() => !document.querySelector('#stage .meta-text')")
 
 
-def layer(page: Any, number: int) -> np.ndarray:
-    """Where the ``number``-th filled mask of the page is opaque: bool, at the size shown."""
+def assert_layer_shows(page: Any, number: int, mask: np.ndarray) -> None:
+    """Compare the ``number``-th filled mask of the page with ``mask``, at the size shown."""
     uri = page.locator("#stage .fill").nth(number).get_attribute("src")
-    content = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
-    return decode(content)[:, :, 3] > 0
+    layer = decode(base64.b64decode(uri.removeprefix("data:image/png;base64,")))
+    scale = SIDE / max(mask.shape)
+    size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
+    wanted = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    assert np.array_equal(layer[:, :, 3] > 0, wanted > 0)
 
 
 def decode(content: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def enlarged(mask: np.ndarray) -> np.ndarray:
-    scale = SIDE / max(mask.shape)
-    size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
-    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+def slide(page: Any, slider: str, value: str) -> None:
+    page.fill(f"{slider} input[type=number]", value)
+    page.press(f"{slider} input[type=number]", "Enter")
 
 
 def download(page: Any, button: str) -> tuple[str, bytes]:
@@ -92,37 +94,35 @@ def test_an_example_and_sentences_give_the_masks_of_a_call(
     probability = predictors["demo"].probability(image, ["the yellow circle", "big black triangle"])
     for number, one in enumerate(probability):
         assert 0.03 < (one > 0.35).mean() < 0.5
-        assert np.array_equal(layer(page, number), enlarged(one > 0.35))
+        assert_layer_shows(page, number, one > 0.35)
     assert float(page.inner_text(".time").removesuffix(" s")) > 0
 
     monkeypatch.setattr(Predictor, "logits", None)  # sliders: whoever runs a model now fails
     before = page.locator("#stage .fill").first.get_attribute("src")
-    page.fill("#threshold input[type=number]", "0.6")
-    page.press("#threshold input[type=number]", "Enter")
+    slide(page, "#threshold", "0.6")
     redrawn = "(before) => document.querySelector('#stage .fill').src !== before"
     page.wait_for_function(redrawn, arg=before)
-    assert np.array_equal(layer(page, 0), enlarged(probability[0] > 0.6))
+    assert_layer_shows(page, 0, probability[0] > 0.6)
     name, content = download(page, "#masks")
     archive = zipfile.ZipFile(io.BytesIO(content))
     assert name == "masks.zip" and archive.namelist()[1] == "2-big-black-triangle-mask.png"
     mask = decode(archive.read("2-big-black-triangle-mask.png"))
     assert np.array_equal(mask, (probability[1] > 0.6) * np.uint8(255))
 
-    page.fill("#opacity input[type=number]", "1")
-    page.press("#opacity input[type=number]", "Enter")
+    slide(page, "#opacity", "1")
     drawn = decode(page.locator("#stage .picture").screenshot())[:, :, 2::-1].astype(int)
     size = drawn.shape[1::-1]
     mask = cv2.resize(
         (probability[0] > 0.6).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST
     )
     kernel = np.ones((9, 9), np.uint8)
-    off = np.abs(drawn - COLOURS[0]).max(axis=2)
+    off = np.abs(drawn - ImageColor.getrgb(COLOURS[0])).max(axis=2)
     assert off[cv2.erode(mask, kernel) > 0].max() <= 2 < off[cv2.dilate(mask, kernel) == 0].min()
     name, content = download(page, "#overlays")
     assert name == "overlay.png" and decode(content).shape == image.shape
 
 
-def test_a_second_adapter_stands_beside_the_first(
+def test_a_second_adapter_is_shown_beside_the_first(
     page: Any, predictors: dict[str, Predictor]
 ) -> None:
     take_example(page, 1)
@@ -134,16 +134,16 @@ def test_a_second_adapter_stands_beside_the_first(
     masks = [one(draw_examples()[1].image, "the green star") for one in predictors.values()]
     assert all(mask.any() for mask in masks) and not np.array_equal(*masks)
     for number, mask in enumerate(masks):
-        assert np.array_equal(layer(page, number), enlarged(mask))
+        assert_layer_shows(page, number, mask)
     choose(page, "#other", "nothing")
     page.locator(".panels-1").wait_for()
     choose(page, "#adapter", "other")
     page.locator("figcaption b", has_text="other").wait_for()
     settle(page)
-    assert np.array_equal(layer(page, 0), enlarged(masks[1]))
+    assert_layer_shows(page, 0, masks[1])
 
 
-def test_an_upload_is_turned_shown_and_not_kept(page: Any, site: Any) -> None:
+def test_an_upload_is_turned_shown_and_not_stored(page: Any, site: Any) -> None:
     tags = Image.Exif()
     tags[0x0112] = 6
     send(page, "turned.jpg", jpeg(exif=tags))
@@ -171,25 +171,16 @@ def test_a_picture_can_be_pasted(page: Any, site: Any) -> None:
 def test_mistakes_are_one_sentence_and_the_page_goes_on(page: Any, site: Any) -> None:
     page.fill("#text textarea", "a star")
     page.click("#find")
-    assert (
-        page.inner_text(".problem") == "No picture yet; upload one, paste one, or take an example."
-    )
+    page.locator(".problem", has_text="No picture yet").wait_for()
     send(page, "broken.jpg", b"\xff\xd8 no picture")
-    page.locator(".problem", has_text="broken").wait_for()
-    assert page.inner_text(".problem").startswith(
-        "broken.jpg: no picture that can be read; give a JPEG, PNG"
-    )
+    page.locator(".problem", has_text="broken.jpg").wait_for()
     assert site.files() == []
     send(page, "good.jpg", jpeg())
     page.locator("#stage .base").wait_for()
     assert page.locator(".problem").count() == 0
-    for text, said in (
-        (" ", "No sentence yet; type what to find in the picture."),
-        ("star " * 40, "The sentence is too long: it has 40 words and parts of words"),
-    ):
-        page.fill("#text textarea", text)
-        page.click("#find")
-        page.locator(".problem", has_text=said).wait_for()
+    page.fill("#text textarea", "star " * 40)
+    page.click("#find")
+    page.locator(".problem", has_text="40 words").wait_for()
     ask(page, "a star")
     assert page.locator(".problem").count() == 0
 
@@ -199,7 +190,7 @@ def test_no_address_is_fetched_for_a_visitor(page: Any, monkeypatch: pytest.Monk
     name = "gradio.processing_utils.async_ssrf_protected_download"
     monkeypatch.setattr(name, lambda url, **_: fetched.append(url))
     ask_for = """async (file) => {
-      const body = { fn_index: 0, data: [file, null, 0.5], session_hash: "visitor" };
+      const body = { fn_index: 0, data: [null, 0.5, file], session_hash: "visitor" };
       const head = { method: "POST", headers: { "Content-Type": "application/json" } };
       await fetch("gradio_api/queue/join", { ...head, body: JSON.stringify(body) });
       return await (await fetch("gradio_api/queue/data?session_hash=visitor")).text();

@@ -1,1 +1,1 @@
-"""A page in the browser: a picture, sentences, and the masks that adapters find for them."""
+"""Show a page in the browser: a picture, sentences, and the masks that adapters find."""

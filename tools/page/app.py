@@ -1,184 +1,193 @@
-"""The page itself, drawn by gradio."""
+"""Lay out the page with gradio, connect its parts to their handlers, and serve it."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from markupsafe import Markup
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from . import markup
-from .handlers import NOTHING, Handlers, Shown
-from .uploads import MOST_BYTES, MOST_PIXELS
+from .drawing import render_examples, render_stage
+from .handlers import NOTHING, Handlers
+from .inputs import LIMITS, MAX_BYTES
 
-KEPT_SECONDS = 3600  # of what a visitor has, since the last use
-MOST_SESSIONS = 8  # the latest pages opened; what older ones held is forgotten
-SWEEP = (30, 60)  # every 30 s uploads that nobody read for 60 s; others go as soon as they are read
-OPACITY = 0.45  # as page.css has it
-LIMITS = f"up to {MOST_BYTES / 2**20:.0f} MB and {MOST_PIXELS / 1e6:.0f} million pixels"
-FOOT = """Everything happens on the machine that runs this page. Pictures, sentences and masks stay
-in its memory for an hour after you last used them, at most; an upload is deleted from its disk as
-soon as it is read."""
-
-SET_OPACITY = "(value) => { document.documentElement.style.setProperty('--opacity', value); }"
-SAVE = """(file) => {
-  if (!file) return;
-  const link = document.createElement("a");
-  link.href = file.uri;
-  link.download = file.name;
-  link.click();
-}"""
-SHOW_STAGE = """() => {
-  if (innerWidth < 768) document.querySelector("#stage").scrollIntoView({ behavior: "smooth" });
-}"""
-PICK = """element.addEventListener("click", (event) => {
-  const button = event.target.closest("button");
-  if (button) trigger("click", { index: Number(button.dataset.index) });
-});"""
+TITLE = "Find what a sentence names"
+STORED_SECONDS = 3600  # how long a visitor's picture and masks stay after the last use
+MAX_SESSIONS = 8  # the latest pages opened; pictures and masks of older ones are deleted
+# Every 30 s, delete uploads older than 60 s that nobody read; others go as soon as they are read.
+DELETE_CACHE = (30, 60)
+OPACITY = 0.45  # as in page.css
+FOOT = """<p>Everything happens on the machine that runs this page. Pictures, sentences and masks
+stay in its memory for an hour after you last used them, at most; an upload is deleted from its disk
+as soon as it is read.</p>"""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# With it the browser refuses any request to another site, should a library ever make one.
+POLICY = (
+    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; "
+    "frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
+)
+PICK = "element.onclick = (event) => actions.pick(event, trigger);"  # see page.js
 
 
 def build(handlers: Handlers, threshold: float) -> gr.Blocks:
-    """The page as gradio's blocks; nothing is served yet."""
-    with gr.Blocks(title=markup.TITLE, analytics_enabled=False, delete_cache=SWEEP) as blocks:
-        _Page(handlers, threshold)
-    blocks.state_session_capacity = MOST_SESSIONS
+    """Build the page as gradio's blocks; nothing is served yet."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE) as blocks:
+        _connect(handlers, _lay_out(handlers, threshold))
+    blocks.state_session_capacity = MAX_SESSIONS
+
+    async def keep_path(path: str) -> str:
+        return path
+
     for block in blocks.blocks.values():
         # gradio would copy a file that a visitor names, and fetch one from an address
-        block.async_move_resource_to_block_cache = _leave
+        block.async_move_resource_to_block_cache = keep_path
     return blocks
 
 
-async def _leave(path: str) -> str:
-    return path
+def make_server(page: gr.Blocks, host: str, max_bytes: int = MAX_BYTES) -> uvicorn.Server:
+    """Make a server of the page: no analytics, no sharing, uploads up to ``max_bytes``.
 
-
-def appearance() -> dict[str, Any]:
-    """Theme, style and script of the page, none of them from elsewhere."""
-    theme = gr.themes.Default(
-        primary_hue="blue",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
+    At a loopback address it answers to that name alone, so that no page of another site can reach
+    it under a name of its own. Nothing of the page is fetched from elsewhere.
+    """
+    app = FastAPI(openapi_url=None)
+    if host in LOOPBACK:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     folder = Path(__file__).parent
-    script = (folder / "page.js").read_text(encoding="utf-8")
-    return {"theme": theme, "css_paths": folder / "page.css", "js": script}
-
-
-class _Page:
-    """The parts of the page, and what happens when one is used."""
-
-    def __init__(self, handlers: Handlers, threshold: float) -> None:
-        self.handlers = handlers
-        self.shown = gr.State(None, time_to_live=KEPT_SECONDS)
-        self.file = gr.JSON(visible=False)
-        gr.HTML(_head(handlers), elem_id="head")
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=320):
-                self._draw_question(list(handlers.predictors))
-            with gr.Column(scale=3, min_width=320):
-                self._draw_answer(threshold)
-        gr.HTML(f"<p>{FOOT}</p>", elem_id="foot")
-        self._connect()
-
-    def _draw_question(self, names: Sequence[str]) -> None:
-        self.upload = gr.Image(
-            sources=["upload"],
-            type="filepath",
-            height=140,
-            label=f"Picture, {LIMITS}",
-            placeholder="Drop, paste or choose a picture",
-            elem_id="upload",
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        server_name=host,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        max_file_size=max_bytes,
+        theme=gr.themes.Default(primary_hue="blue", **fonts),
+        css_paths=folder / "page.css",
+        js=(folder / "page.js").read_text(encoding="utf-8"),
+    )
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            headers=[("Content-Security-Policy", POLICY), ("Referrer-Policy", "no-referrer")],
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=1,  # seconds, for open connections when the server ends
         )
-        # the file as it came: gradio would decode it, without our limits and in its own way
-        self.upload.preprocess = lambda file: None if file is None else file.path
-        self.examples = gr.HTML(
-            markup.thumbnails(self.handlers.examples), js_on_load=PICK, elem_id="examples"
-        )
-        self.text = gr.Textbox(
-            label="What to find, one sentence per line",
-            placeholder="the big red star\nthe circle on the left",
-            lines=3,
-            max_lines=6,
-            elem_id="text",
-        )
-        others = [NOTHING, *names]
-        with gr.Row(visible=len(names) > 1):
-            self.name = gr.Dropdown(
-                names, value=names[0], label="Adapter", min_width=200, elem_id="adapter"
-            )
-            self.other = gr.Dropdown(
-                others, value=NOTHING, label="Compare with", min_width=200, elem_id="other"
-            )
-        self.find = gr.Button("Find", variant="primary", elem_id="find")
-        self.problem = gr.HTML(elem_id="problem")
+    )
 
-    def _draw_answer(self, threshold: float) -> None:
-        self.stage = gr.HTML(markup.stage(), elem_id="stage")
-        with gr.Row():
-            self.threshold = gr.Slider(
-                0, 1, threshold, step=0.01, label="Threshold", min_width=240, elem_id="threshold"
-            )
-            self.opacity = gr.Slider(
-                0, 1, OPACITY, step=0.05, label="Opacity", min_width=240, elem_id="opacity"
-            )
-        with gr.Row():
-            self.masks = gr.Button("Download mask", size="md", min_width=140, elem_id="masks")
-            self.overlays = gr.Button(
-                "Download overlay", size="md", min_width=140, elem_id="overlays"
-            )
 
-    def _connect(self) -> None:
-        view = [self.shown, self.stage, self.problem]
-        # one after the other, so that none sees what another is about to replace
-        hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "page"}
-        quiet = {"show_progress": "hidden", **hidden}
-        ask = {
-            "inputs": [self.shown, self.text, self.name, self.other, self.threshold],
-            "outputs": view,
-            "show_progress": "minimal",
-            "show_progress_on": self.stage,
-            **hidden,
-        }
-        handlers, threshold = self.handlers, self.threshold
-        self.upload.upload(
-            self._take_upload, [self.upload, self.shown, threshold], [*view, self.upload], **quiet
-        )
-        picked = self.examples.click(
-            self._take_example, [threshold], [*view, self.text], **quiet
-        ).then(handlers.find, **ask)
-        # not "once": a choice made while a model runs would be dropped
-        ask["trigger_mode"] = "always_last"
-        asked = gr.on([self.find.click, self.text.submit], handlers.find, **ask)
-        for done in (picked, asked):
-            done.then(None, js=SHOW_STAGE)
-        gr.on([self.name.input, self.other.input], handlers.find_again, **ask)
-        # release: the button that resets a slider is no input; change comes when the page opens too
-        gr.on(
-            [threshold.input, threshold.release],
-            handlers.redraw,
-            [self.shown, threshold],
-            self.stage,
-            trigger_mode="always_last",
-            **quiet,
-        )
-        opacity = self.opacity
-        gr.on([opacity.input, opacity.release], None, [opacity], js=SET_OPACITY)
-        for button, handler, inputs in (
-            (self.masks, handlers.masks, [self.shown, threshold]),
-            (self.overlays, handlers.overlays, [self.shown, threshold, opacity]),
-        ):
-            made = button.click(handler, inputs, [self.file, self.problem], **quiet)
-            made.then(None, [self.file], js=SAVE)
+def _lay_out(handlers: Handlers, threshold: float) -> SimpleNamespace:
+    """Lay out the page; return its parts by name."""
+    names = list(handlers.predictors)
+    page = SimpleNamespace(
+        shown=gr.State(None, time_to_live=STORED_SECONDS), file=gr.JSON(visible=False)
+    )
+    gr.HTML(_head(handlers), elem_id="head")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=320):
+            page.upload = gr.Image(
+                sources=["upload"],
+                type="filepath",
+                height=140,
+                label=f"Picture, up to {LIMITS}",
+                placeholder="Drop, paste or choose a picture",
+                elem_id="upload",
+            )
+            # the file as it came: gradio would decode it, without our limits and in its own way
+            page.upload.preprocess = lambda file: None if file is None else file.path
+            page.examples = gr.HTML(
+                render_examples(handlers.examples), js_on_load=PICK, elem_id="examples"
+            )
+            page.text = gr.Textbox(
+                label="What to find, one sentence per line",
+                placeholder="the big red star\nthe circle on the left",
+                lines=3,
+                max_lines=6,
+                elem_id="text",
+            )
+            with gr.Row(visible=len(names) > 1):
+                page.name = gr.Dropdown(names, label="Adapter", min_width=200, elem_id="adapter")
+                page.other = gr.Dropdown(
+                    [NOTHING, *names], label="Compare with", min_width=200, elem_id="other"
+                )
+            page.find = gr.Button("Find", variant="primary", elem_id="find")
+            page.problem = gr.HTML(elem_id="problem")
+        with gr.Column(scale=3, min_width=320):
+            page.stage = gr.HTML(render_stage(None, threshold), elem_id="stage")
+            with gr.Row():
+                slider = {"minimum": 0, "maximum": 1, "min_width": 240}
+                page.threshold = gr.Slider(
+                    value=threshold, step=0.01, label="Threshold", elem_id="threshold", **slider
+                )
+                page.opacity = gr.Slider(
+                    value=OPACITY, step=0.05, label="Opacity", elem_id="opacity", **slider
+                )
+            with gr.Row():
+                button = {"size": "md", "min_width": 140}
+                page.masks = gr.Button("Download mask", elem_id="masks", **button)
+                page.overlays = gr.Button("Download overlay", elem_id="overlays", **button)
+    gr.HTML(FOOT, elem_id="foot")
+    return page
 
-    def _take_upload(self, path: str | None, shown: Shown | None, threshold: float) -> tuple:
-        return *self.handlers.upload(path, shown, threshold), None
 
-    def _take_example(self, threshold: float, event: gr.EventData) -> tuple:
-        return self.handlers.take_example(event.index, threshold)
+def _connect(handlers: Handlers, page: SimpleNamespace) -> None:
+    """Say which handler each event calls; ``js`` runs in the browser (page.js)."""
+    # one after the other, so that no handler reads what another is about to replace
+    private = {"api_visibility": "private", "concurrency_id": "page"}
+    quiet = {"show_progress": "hidden", **private}
+    view = [page.shown, page.stage, page.problem]
+    asks = {
+        "inputs": [page.shown, page.threshold, page.text, page.name, page.other],
+        "outputs": view,
+        "show_progress": "minimal",
+        "show_progress_on": page.stage,
+        **private,
+    }
+
+    def take_example(threshold: float, event: gr.EventData) -> tuple:
+        return handlers.take_example(threshold, event.index)
+
+    page.upload.upload(
+        lambda *inputs: (*handlers.upload(*inputs), None),
+        [page.shown, page.threshold, page.upload],
+        [*view, page.upload],
+        **quiet,
+    )
+    picked = page.examples.click(take_example, page.threshold, [*view, page.text], **quiet)
+    found = picked.then(handlers.find, **asks)
+    # not "once": a choice made while a model runs would be dropped
+    asks["trigger_mode"] = "always_last"
+    asked = gr.on([page.find.click, page.text.submit], handlers.find, **asks)
+    for done in (found, asked):
+        done.then(None, js="actions.showStage")
+    gr.on([page.name.input, page.other.input], handlers.find_again, **asks)
+    # release: the button that resets a slider is no input; change comes when the page opens too
+    gr.on(
+        [page.threshold.input, page.threshold.release],
+        render_stage,
+        [page.shown, page.threshold],
+        page.stage,
+        trigger_mode="always_last",
+        **quiet,
+    )
+    gr.on([page.opacity.input, page.opacity.release], None, page.opacity, js="actions.setOpacity")
+    for button, handler, inputs in (
+        (page.masks, handlers.masks, [page.shown, page.threshold]),
+        (page.overlays, handlers.overlays, [page.shown, page.threshold, page.opacity]),
+    ):
+        made = button.click(handler, inputs, [page.file, page.problem], **quiet)
+        made.then(None, page.file, js="actions.save")
 
 
 def _head(handlers: Handlers) -> str:
     predictors = list(handlers.predictors.values())
     backbones = sorted({one.segmenter.backbone["name"] or "CLIP" for one in predictors})
     what = "1 adapter" if len(predictors) == 1 else f"{len(predictors)} adapters"
-    device = predictors[0].device
-    return markup.head(f"{what} on a frozen {' and a frozen '.join(backbones)}, on {device}")
+    models = f"{what} on a frozen {' and a frozen '.join(backbones)}, on {predictors[0].device}"
+    return Markup("<h1>{}</h1><p>{}</p>").format(TITLE, models)

@@ -1,105 +1,134 @@
-"""What happens on the page, without the library that draws it."""
+"""Handle what a visitor does on the page, without the library that draws it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+from markupsafe import Markup
 
 from engine.prediction import Predictor
 
-from . import markup
-from .answers import Answer, ask
-from .examples import Example
-from .layers import data_uri, mask_files, overlay_files, picture_uri, shown_size
-from .uploads import take_upload
+from .drawing import COLOURS, Panel, Shown, jpeg_uri, mask_files, overlay_files, pack, render_stage
+from .inputs import Example, take_upload
 
-KINDS = {".png": "image/png", ".zip": "application/zip"}
+MAX_CHARACTERS = 1000
+MAX_PROBABILITIES = 100_000_000  # of one answer: 400 MB
 NOTHING = "nothing"  # to compare with
+NO_ANSWER = "nothing to download yet; find something first"
 
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """What a visitor has on the page: a picture, and the answer about it if there is one."""
-
-    image: np.ndarray
-    uri: str
-    answer: Answer | None = None
-
-
-# what a visitor has, the picture with its masks, and one sentence if something is wrong
+# what a visitor sees, and as HTML the picture with its masks and the problem, if there is one
 View = tuple[Shown | None, str, str]
-# what is downloaded: name and uri; and one sentence if something is wrong
+# what is downloaded: name and uri; and as HTML the problem, if there is one
 Download = tuple[dict[str, str] | None, str]
 
 
 class Handlers:
-    """Answers to what a visitor does, for any number of visitors.
+    """Handle the events of any number of visitors.
 
-    A model runs when a visitor asks, and only then. Probabilities of the answer are kept in the
-    visitor's ``Shown``; the threshold is compared with these, and opacity is the browser's.
+    A model runs when a visitor asks, and only then. Probabilities of the answer stay in the
+    visitor's ``Shown`` and are compared with the threshold; opacity is left to the browser.
     """
 
     def __init__(self, predictors: Mapping[str, Predictor], examples: Sequence[Example]) -> None:
         self.predictors, self.examples = predictors, examples
 
-    def upload(self, path: str | None, shown: Shown | None, threshold: float) -> View:
-        """Put the picture of a file on the page, and delete the file."""
-        if path is None:
-            return self.view(shown, threshold)
+    def upload(self, shown: Shown | None, threshold: float, path: str | None) -> View:
+        """Show the picture of a file, and delete the file."""
         try:
-            return self.view(_show(take_upload(Path(path))), threshold)
+            if path is not None:
+                image = take_upload(Path(path))
+                shown = Shown(image, jpeg_uri(image))
         except ValueError as error:
-            return self.view(shown, threshold, str(error))
+            return _view(shown, threshold, str(error))
+        return _view(shown, threshold)
 
-    def take_example(self, index: int, threshold: float) -> tuple[Shown | None, str, str, str]:
-        """Put an example on the page; the last value is its sentences."""
-        example = self.examples[index]
-        return *self.view(_show(example.image), threshold), "\n".join(example.texts)
+    def take_example(self, threshold: float, index: int) -> tuple[Shown | None, str, str, str]:
+        """Show an example; the last value is its sentences."""
+        image, texts = self.examples[index]
+        return *_view(Shown(image, jpeg_uri(image)), threshold), "\n".join(texts)
 
-    def find(self, shown: Shown | None, text: str, name: str, other: str, threshold: float) -> View:
+    def find(self, shown: Shown | None, threshold: float, text: str, name: str, other: str) -> View:
         """Run the adapter ``name``, and ``other`` unless it is ``NOTHING``, on all sentences."""
-        names = [name] if other == NOTHING else [name, other]
+        names = [one for one in dict.fromkeys((name, other)) if one != NOTHING]
         try:
-            answer = ask(self.predictors, names, None if shown is None else shown.image, text)
+            return _view(self._answer(shown, text, names), threshold)
         except ValueError as error:
-            return self.view(shown, threshold, str(error))
-        assert shown is not None, "ask refuses to answer without a picture"
-        return self.view(replace(shown, answer=answer), threshold)
+            return _view(shown, threshold, str(error))
 
-    def find_again(
-        self, shown: Shown | None, text: str, name: str, other: str, threshold: float
-    ) -> View:
-        """``find`` with another choice of adapters, if anything has been found before."""
-        if shown is None or shown.answer is None:
-            return self.view(shown, threshold)
-        return self.find(shown, text, name, other, threshold)
-
-    def redraw(self, shown: Shown | None, threshold: float) -> str:
-        """The picture with its masks again, after the threshold has moved."""
-        if shown is None:
-            return markup.stage()
-        return markup.stage(shown.uri, shown_size(shown.image), shown.answer, threshold)
-
-    def view(self, shown: Shown | None, threshold: float, problem: str = "") -> View:
-        """All of the page that changes."""
-        return shown, self.redraw(shown, threshold), markup.problem(problem)
+    def find_again(self, shown: Shown | None, threshold: float, *question: str) -> View:
+        """Do ``find`` with another choice of adapters, if anything has been found before."""
+        if shown is None or not shown.panels:
+            return _view(shown, threshold)
+        return self.find(shown, threshold, *question)
 
     def masks(self, shown: Shown | None, threshold: float) -> Download:
-        """The masks as PNG, 0 or 255, at the size of the picture; several of them as ZIP."""
-        return _download(shown, lambda answer: mask_files(answer, threshold))
+        """Make a download of the masks: PNG, 0 or 255, at the size of the picture, or a ZIP."""
+        if shown is None or not shown.panels:
+            return None, render_problem(NO_ANSWER)
+        return pack(mask_files(shown, threshold), "masks.zip"), ""
 
     def overlays(self, shown: Shown | None, threshold: float, opacity: float) -> Download:
-        """The picture as it is shown, at its own size, as PNG; two of them as ZIP."""
-        return _download(shown, lambda answer: overlay_files(answer, threshold, opacity))
+        """Make a download of the picture as shown, at its own size: PNG, or a ZIP of two."""
+        if shown is None or not shown.panels:
+            return None, render_problem(NO_ANSWER)
+        return pack(overlay_files(shown, threshold, opacity), "overlays.zip"), ""
+
+    def _answer(self, shown: Shown | None, text: str, names: Sequence[str]) -> Shown:
+        """Run each of the named predictors on the picture, once for all lines of ``text``.
+
+        Raises:
+            ValueError: no picture, no sentence, too many, or one that is longer than a model reads.
+        """
+        texts = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+        if not texts:
+            raise ValueError("no sentence yet; type what to find in the picture")
+        if len(texts) > len(COLOURS):
+            raise ValueError(
+                f"{len(texts)} sentences are too many at once; there are colours for {len(COLOURS)}"
+            )
+        if shown is None:
+            raise ValueError("no picture yet; upload one, paste one, or take an example")
+        height, width = shown.image.shape[:2]
+        if len(texts) * len(names) * height * width > MAX_PROBABILITIES:
+            raise ValueError(
+                f"{len(texts)} sentences for {len(names)} adapters are too much for a picture of "
+                f"{width} x {height} pixels; ask fewer, or take a smaller picture"
+            )
+        self._check_lengths(texts, names)
+        panels = []
+        for name in names:
+            start = time.perf_counter()
+            probabilities = self.predictors[name].probability(shown.image, texts)
+            panels.append(Panel(name, probabilities, time.perf_counter() - start))
+        return replace(shown, texts=texts, panels=panels)
+
+    def _check_lengths(self, texts: Sequence[str], names: Sequence[str]) -> None:
+        for number, text in enumerate(texts, 1):
+            which = "the sentence" if len(texts) == 1 else f"sentence {number}"
+            if len(text) > MAX_CHARACTERS:
+                raise ValueError(
+                    f"{which} has {len(text)} characters; a sentence may have {MAX_CHARACTERS}"
+                )
+            for name in names:
+                predictor = self.predictors[name]
+                # start and end are tokens too
+                most, given = predictor.max_words - 2, predictor.num_tokens(text) - 2
+                if given > most:
+                    raise ValueError(
+                        f"{which} is too long: it has {given} words and parts of words, and "
+                        f"{name} reads {most}; shorten it"
+                    )
 
 
-def _show(image: np.ndarray) -> Shown:
-    return Shown(image, picture_uri(image))
+def render_problem(sentence: str) -> str:
+    """Render one sentence that says what is wrong, or nothing."""
+    if not sentence:
+        return ""
+    is_word = "." not in sentence.split(" ")[0]  # a file's name stays as it is
+    shown = sentence[:1].upper() + sentence[1:] if is_word else sentence
+    return Markup('<p class="problem" role="alert">{}.</p>').format(shown.rstrip("."))
 
 
-def _download(shown: Shown | None, make: Callable[[Answer], tuple[str, bytes]]) -> Download:
-    if shown is None or shown.answer is None:
-        return None, markup.problem("nothing to download yet; find something first")
-    name, content = make(shown.answer)
-    return {"name": name, "uri": data_uri(content, KINDS[Path(name).suffix])}, markup.problem()
+def _view(shown: Shown | None, threshold: float, problem: str = "") -> View:
+    return shown, render_stage(shown, threshold), render_problem(problem)

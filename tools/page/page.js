@@ -1,5 +1,26 @@
-// A picture from the clipboard, wherever on the page it is pasted, goes the way of an upload.
+// What the page does in the browser; gradio runs this function once, when the page has loaded.
 () => {
+  window.actions = {
+    pick(event, trigger) {
+      const button = event.target.closest("button");
+      if (button) trigger("click", { index: Number(button.dataset.index) });
+    },
+    setOpacity(value) {
+      document.documentElement.style.setProperty("--opacity", value);
+    },
+    save(file) {
+      if (!file) return;
+      const link = document.createElement("a");
+      link.href = file.uri;
+      link.download = file.name;
+      link.click();
+    },
+    // on a phone the answer is below the question
+    showStage() {
+      if (innerWidth < 768) document.querySelector("#stage").scrollIntoView({ behavior: "smooth" });
+    },
+  };
+  // A picture from the clipboard, wherever on the page it is pasted, goes the way of an upload.
   document.addEventListener("paste", (event) => {
     const pasted = [...(event.clipboardData?.files ?? [])];
     const file = pasted.find((one) => one.type.startsWith("image/"));
