@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpoint import load_segmenter, read_checkpoint
+from engine.checkpoint import load_for_inference, read_checkpoint
 from engine.evaluator import predict_logits
 from engine.precision import scoring_precision, store_for_inference
 from engine.prediction_io import Picture, as_rgb
@@ -50,10 +50,8 @@ def load(
             (with the way to get it), a config of another architecture, or a missing device.
     """
     path, target = Path(checkpoint), choose_device(device)
-    read = read_checkpoint(path)
-    config = config or read.config
-    segmenter = load_segmenter(read, config).eval()
-    return Predictor(segmenter, config, name=path.name, device=target)
+    model = load_for_inference(read_checkpoint(path), config, target)
+    return Predictor(model.segmenter, model.config, name=path.name, device=target)
 
 
 class Predictor:
