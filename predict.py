@@ -72,7 +72,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from engine.checkpoint import choose_config, read_checkpoint
     from engine.prediction import load
     from engine.prediction_io import Job, find_pictures, read_pairs, report_problem
-    from utils.allocator import keep_freed_memory
+    from utils.memory import keep_freed_memory
 
     if arguments.pairs is not None:
         inputs = read_pairs(arguments.pairs)

@@ -39,7 +39,7 @@ def draw_features(arguments: argparse.Namespace) -> None:
     output = arguments.output
     if output.suffix != ".png":
         raise ValueError(f"--output {output} should end in .png")
-    from engine.checkpoint import choose_config, load_segmenter, read_checkpoint
+    from engine.checkpoint import choose_config, load_for_inference, read_checkpoint
     from engine.prediction_io import read_image
     from tools.feature_maps import draw_sheet, view_model
     from utils.distributed import start_processes
@@ -48,9 +48,9 @@ def draw_features(arguments: argparse.Namespace) -> None:
     image = read_image(arguments.image)
     checkpoint = read_checkpoint(arguments.checkpoint)
     config = choose_config(checkpoint, arguments.config, arguments.opts)
-    segmenter = load_segmenter(checkpoint, config)
     with start_processes() as processes:
-        view = view_model(segmenter, config, image, arguments.text, device=processes.device)
+        model = load_for_inference(checkpoint, config, processes.device)
+        view = view_model(model.segmenter, config, image, arguments.text, device=processes.device)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_image(output, draw_sheet(view))

@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.allocator import keep_freed_memory  # noqa: E402
+from utils.memory import keep_freed_memory  # noqa: E402
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""The processes of a run: one alone, or those torchrun started on one node or several."""
+"""Join the processes of a run that torchrun started, and exchange values between them."""
 
 import os
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils.allocator import keep_freed_memory
+from utils.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of a run: ``rank`` counts over all nodes, the device is local."""
+    """Describe this process among all of a run: ``rank`` counts over all nodes."""
 
     rank: int
     world_size: int
@@ -23,16 +23,16 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """Return whether this process writes files and talks to the user."""
         return self.rank == 0
 
     @property
     def are_several(self) -> bool:
-        """Whether there are others to agree with."""
+        """Return whether there are other processes."""
         return self.world_size > 1
 
     def gather(self, value: Any) -> list[Any]:
-        """``value`` of every process in the order of ranks, on every process."""
+        """Return ``value`` of every process in the order of ranks, on every process."""
         if not self.are_several:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -40,7 +40,7 @@ class Processes:
         return values
 
     def largest(self, values: list[float]) -> list[float]:
-        """The largest of each entry over all processes; it lives on the host, no GPU waits."""
+        """Return the maximum of each entry over all processes, without waiting for a GPU."""
         if not self.are_several:
             return values
         numbers = torch.tensor(values, dtype=torch.float64)
@@ -48,14 +48,14 @@ class Processes:
         return numbers.tolist()
 
     def share(self, value: Any) -> Any:
-        """Rank 0's ``value``, on every process."""
+        """Return the ``value`` of rank 0 on every process."""
         values = [value]
         if self.are_several:
             distributed.broadcast_object_list(values, 0, device=torch.device("cpu"))
         return values[0]
 
     def add_up(self, values: Tensor) -> Tensor:
-        """The sum of ``values`` over all processes, on their device."""
+        """Return the sum of ``values`` over all processes, on their device."""
         if self.are_several:
             distributed.all_reduce(values)
         return values
@@ -63,8 +63,8 @@ class Processes:
     def share_statistics(self, module: nn.Module) -> None:
         """Give every process the BatchNorm statistics of rank 0.
 
-        On GPUs SyncBatchNorm keeps them equal. On CPU, where torch has none, each process
-        normalises by its own part of the batch and those of rank 0 are what a run keeps.
+        On GPUs SyncBatchNorm keeps them equal. torch has none for CPUs: there each process
+        normalises by its own part of the batch, and a run keeps the statistics of rank 0.
         """
         if not self.are_several:
             return
@@ -76,10 +76,12 @@ class Processes:
 
 @contextmanager
 def start_processes() -> Iterator[Processes]:
-    """Join the others that torchrun started, or be the only process; leave them at the end.
+    """Join the processes that torchrun started, or be the only one; leave them at the end.
 
-    CPU tensors travel by gloo, GPU tensors by NCCL. Raises ``ValueError`` where a node has fewer
-    GPUs than processes.
+    Gloo transfers CPU tensors, NCCL transfers GPU tensors.
+
+    Raises:
+        ValueError: a node has fewer GPUs than processes.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -87,7 +89,7 @@ def start_processes() -> Iterator[Processes]:
     if device.type == "cpu":
         keep_freed_memory()
     if world_size > 1:
-        # Both: what steers the run stays on the host, so agreeing never waits for a GPU.
+        # Both: values that control the run stay on the host, so that no exchange waits for a GPU.
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         distributed.init_process_group(backend, rank=rank, world_size=world_size)
     yield Processes(rank=rank, world_size=world_size, device=device)

@@ -1,4 +1,4 @@
-"""What a run says: lines for people on the terminal and in ``run.log``, rows in JSON lines."""
+"""Log lines for people on the terminal and in ``run.log``, and rows for programs in JSON lines."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ def start_logging(folder: Path | None = None, *, rank: int = 0) -> None:
     if rank:
         logger.add(sys.stderr, level="WARNING", format=f"rank {rank}: {{level}}: {{message}}")
         return
-    # Through tqdm, so that a line never tears the progress bar.
+    # Through tqdm, so that a line never breaks the progress bar.
     logger.add(
         lambda text: tqdm.write(text, file=sys.stderr, end=""), format="{time:HH:mm:ss} {message}"
     )
@@ -28,15 +28,15 @@ def start_logging(folder: Path | None = None, *, rank: int = 0) -> None:
 
 
 def progress_bar(*, shown: bool = True, **options: Any) -> tqdm:
-    """A tqdm bar on stderr, where that is a terminal and ``shown`` is true."""
+    """Make a tqdm bar on stderr, hidden unless that is a terminal and ``shown`` is true."""
     return tqdm(disable=not (shown and sys.stderr.isatty()), dynamic_ncols=True, **options)
 
 
 class MetricsLog:
-    """Rows such as ``{"step": 20, "train/loss": 0.2}`` in ``metrics.jsonl`` and, if asked, wandb.
+    """Write rows such as ``{"step": 20, "train/loss": 0.2}`` to ``metrics.jsonl`` and to wandb.
 
-    A run goes on from ``step``, scored last at ``scored_step``. Rows that it wrote after its last
-    save are taken out, since it will write them again.
+    A run continues from ``step`` and scored last at ``scored_step``: later rows are removed, since
+    it will write them again.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class MetricsLog:
     ) -> None:
         self.path = folder / "metrics.jsonl"
         rows = read_json_lines(self.path) if self.path.exists() else []
-        kept = (r for r in rows if r["step"] <= (step if "train/loss" in r else scored_step))
-        write_json_lines(self.path, kept)
+        rows = [r for r in rows if r["step"] <= (step if "train/loss" in r else scored_step)]
+        write_json_lines(self.path, rows)
         self.wandb = None
         if wandb != "off":
             import wandb as service

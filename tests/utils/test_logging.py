@@ -1,6 +1,6 @@
-"""What a run writes for people and for programs."""
+"""Logs for people and rows for programs; files written whole, outputs checked."""
 
-import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,22 +19,16 @@ def open_log(
     return MetricsLog(folder, config={"a": 1}, wandb=wandb, step=step, scored_step=scored_step)
 
 
-def test_rows_are_on_disk_at_once(tmp_path: Path) -> None:
-    log = open_log(tmp_path)
-    log.write({"step": 1, "train/loss": 0.1})
-    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 0.1}]
-    log.close()
-
-
-def test_going_on_takes_out_what_will_be_written_again(tmp_path: Path) -> None:
+def test_rows_are_on_disk_at_once_and_later_ones_go_on_resume(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     for step in range(1, 6):
         log.write({"step": step, "train/loss": 0.1})
         log.write({"step": step, "val/oIoU": 1.0})
+    assert len(read_json_lines(log.path)) == 10
     with log.path.open("a") as file:
         file.write('{"step": 6, "tra')  # a crash while writing
     open_log(tmp_path, step=4, scored_step=3)
-    rows = read_json_lines(log.path)
+    rows = read_json_lines(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "val/oIoU" in row] == [1, 2, 3]
 
@@ -78,32 +72,32 @@ def test_a_bar_is_for_terminals(capsys: Any) -> None:
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
+    path, folder = tmp_path / "x.json", tmp_path / "taken.png"
     write_text(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_text(path, json.dumps("new") + "\udcff")
-    assert path.read_text() == "old"
-
-
-def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    taken = tmp_path / "taken.png"
-    taken.mkdir()
+        write_text(path, "new \udcff")
+    folder.mkdir()
     with pytest.raises(IsADirectoryError):
-        write_text(taken, "text")
-    assert list(tmp_path.iterdir()) == [taken]
+        write_text(folder, "text")
+    assert path.read_text() == "old" and set(tmp_path.iterdir()) == {path, folder}
 
 
-def test_an_output_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "page.md"
-    check_output("--write", path)
+    check_output("--write", path, [".md"])
+    for wrong in ("page.txt", "folder.md", "none/page.md"):
+        (tmp_path / "folder.md").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=re.escape(str((tmp_path / wrong).parent))):
+            check_output("--write", tmp_path / wrong, [".md"])
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(ValueError, match=r"page.md: its folder is not writable; name another"):
+    with pytest.raises(ValueError, match=re.escape(str(path))):
         check_output("--write", path)
     assert not path.exists()
 
 
-def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["[2]", '{"step": 2', "nonsense"])
+def test_a_line_that_is_not_an_object_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"step": 1}\n[2]\n')
-    with pytest.raises(ValueError, match=r"rows.jsonl: line 2 .*\[2\]"):
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=re.escape(f"{path}: line 2") + ".*" + re.escape(line)):
         read_json_lines(path)

@@ -1,4 +1,4 @@
-"""Memory of a process with its children, against what they are known to hold."""
+"""The memory of processes is measured as they are known to hold it."""
 
 import subprocess
 import sys
@@ -33,28 +33,16 @@ def start(*megabytes: int) -> subprocess.Popen[str]:
     return process
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    process.communicate()
-
-
-def test_a_family_is_counted_together() -> None:
+def test_a_family_is_counted_together_and_its_peaks_stay() -> None:
     process = start(40, 60)
     with PeakMemory(process.pid, interval=0.01) as memory:
         time.sleep(0.2)
-        end(process)
-    assert 100 * MEGABYTE < memory.total < 160 * MEGABYTE
-    first, second = memory.peaks.values()
-    assert memory.peaks.keys() > {process.pid} and second - first > 15 * MEGABYTE
-
-
-def test_the_peak_stays_when_the_process_has_ended() -> None:
-    process = start(50)
-    with PeakMemory(process.pid, interval=0.01) as memory:
-        time.sleep(0.1)
-        end(process)
+        process.communicate()
         before = memory.total
         time.sleep(0.1)
-    assert memory.total == before > 50 * MEGABYTE
+    assert 100 * MEGABYTE < before == memory.total < 160 * MEGABYTE
+    first, second = memory.peaks.values()
+    assert memory.peaks.keys() > {process.pid} and second - first > 15 * MEGABYTE
     assert (peak_size(process.pid), present_size(process.pid), family(process.pid)) == (0, 0, [])
 
 
@@ -77,32 +65,32 @@ def test_a_program_is_not_counted_with_the_memory_it_was_forked_from() -> None:
     with PeakMemory(process.pid, interval=0.01) as memory:
         time.sleep(1.0)
         during = dict(memory.peaks)
-        end(process)
+        process.communicate()
     first, second = during.values()
     assert first > 60 * MEGABYTE and second < 40 * MEGABYTE
 
 
-# what a process tells of itself before, while and after it holds 30 megabytes
-TELL = """
+# prints what the process holds before, while and after it has 30 megabytes more
+REPORT = """
 import os
 from utils.memory import own_size, peak_size, present_size
-def tell():
+def report():
     print(present_size(os.getpid()), own_size(os.getpid()), peak_size(os.getpid()))
-tell()
+report()
 held = b"x" * 30_000_000
-tell()
+report()
 del held
-tell()
+report()
 """
 
 
 def test_a_peak_is_kept_and_the_present_size_falls() -> None:
     # a process of its own: a large one has memory left over that it takes without growing
     root = Path(__file__).parents[2]
-    told = subprocess.run(
-        [sys.executable, "-c", TELL], cwd=root, capture_output=True, text=True, check=True
+    output = subprocess.run(
+        [sys.executable, "-c", REPORT], cwd=root, capture_output=True, text=True, check=True
     ).stdout
-    before, during, after = ([int(size) for size in line.split()] for line in told.splitlines())
+    before, during, after = ([int(size) for size in line.split()] for line in output.splitlines())
     assert 25 * MEGABYTE < during[0] - before[0] < 40 * MEGABYTE
     assert 25 * MEGABYTE < during[1] - before[1] < 40 * MEGABYTE
     assert after[0] < before[0] + 10 * MEGABYTE
