@@ -1,21 +1,21 @@
 """Compare this code with what released code computed: masks, training steps, scoring.
 
-FILE holds what the released code of a method gave for stand-in weights: tensors that anybody can
-make again from the names and shapes of a released checkpoint (--keys). It is recognised by what is
-in it:
+FILE has what the released code of a method computed with stand-in weights: tensors that anybody can
+make again from the names and shapes of a released checkpoint (--keys). Its content decides what is
+compared:
 
   inference  feature maps, words, sentence and logits of two pictures
   training   losses, gradients and logits of four steps of Adam, dropout off, float32
   scoring    masks, IoU and training targets of given logits and masks; needs no model
 
-Prints every difference with the one allowed; exits with 1 if one is larger.
+Prints every difference with its limit; the exit code is 1 if a difference is larger.
 """
 
 import argparse
 import csv
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from utils.memory import keep_freed_memory  # noqa: E402
+from utils.cli import make_parser, run_command  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -34,31 +35,24 @@ if TYPE_CHECKING:
     from model import Segmenter
     from utils.config import Config
 
+Golden = Mapping[str, np.ndarray]  # the arrays of FILE
 GOLDEN = ROOT / "tests/golden"
-EXAMPLES = [GOLDEN / "example_image0.png", GOLDEN / "example_image1.png"]
-EXAMPLE = """examples:
+EXAMPLES = """\
   python tools/parity.py tests/golden/etris_rn50.npz --config config/etris_rn50_released.yaml \\
       --keys tests/golden/keys/etris_rn50.tsv
   python tools/parity.py tests/golden/train_etris_vitb16.npz \\
       --config config/etris_vitb16_released.yaml --keys tests/golden/keys/etris_vitb16.tsv
-  python tools/parity.py tests/golden/released_protocol.npz
-"""
+  python tools/parity.py tests/golden/released_protocol.npz"""
 OUTPUT_SCALE = 0.2  # keeps the logits of stand-in models in a readable range
-SMALL = (
-    "positional_embedding",
-    "class_embedding",
-    "query_embed",
-    "pos_embed",
-    "cls_token",
-    "register_tokens",
-)
-# Each thread sums a part of a batch's statistics, and through fifty layers this shows in the third
-# digit. The files that are there were made with two.
+SMALL: tuple[str, ...] = ("positional_embedding", "class_embedding", "query_embed", "pos_embed")
+SMALL += ("cls_token", "register_tokens")
+# The number of threads changes how a batch's statistics are summed; through fifty layers that
+# changes the third digit. The golden files were made with two.
 THREADS = 2
 
 
 class Allowed(NamedTuple):
-    """What rounding may do; batch statistics through a ResNet's layers magnify it."""
+    """The largest differences that rounding explains; a ResNet's batch statistics magnify it."""
 
     losses: tuple[float, float, float, float]  # relative, of four steps at 1e-4
     logits: float  # after them, in standard deviations of the logits
@@ -80,7 +74,7 @@ ALLOWED = {
 
 
 class Difference(NamedTuple):
-    """How far something is from what was released, and how far it may be."""
+    """How far a figure is from the released one, and how far it may be."""
 
     name: str
     value: float
@@ -97,20 +91,19 @@ class Difference(NamedTuple):
 
 
 def read_keys(path: Path) -> dict[str, tuple[tuple[int, ...], "torch.dtype"]]:
-    """Shape and type of every entry of a released checkpoint: a table of names, ``2x3``, type.
+    """Read shape and type of every entry of a released checkpoint, by name.
 
     Raises:
-        ValueError: if the file is missing or no such table.
+        ValueError: if the file is missing or no table of names, shapes such as 2x3 and types.
     """
     import torch
 
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file, delimiter="\t"))
-        return {
-            name: (tuple(int(n) for n in shape.split("x") if n), getattr(torch, dtype))
-            for name, shape, dtype in rows
-        }
+            return {
+                name: (tuple(int(n) for n in shape.split("x") if n), getattr(torch, dtype))
+                for name, shape, dtype in csv.reader(file, delimiter="\t")
+            }
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
             f"--keys {path}: not a table of names, shapes such as 2x3 and types ({error}); "
@@ -118,10 +111,10 @@ def read_keys(path: Path) -> dict[str, tuple[tuple[int, ...], "torch.dtype"]]:
         ) from None
 
 
-def fill(name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "Tensor":
-    """The stand-in for a tensor: normal numbers of a generator that its name seeds, scaled by kind.
+def make_tensor(name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "Tensor":
+    """Make the stand-in for a tensor: normal numbers, seeded by its name, scaled by its kind.
 
-    Whole numbers are 0. Weights are divided by the root of their inputs, norms are near 1.
+    Integers are 0. Weights are divided by the root of the number of inputs, norms are near 1.
     """
     import torch
 
@@ -132,11 +125,9 @@ def fill(name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "Tensor":
     last = name.rpartition(".")[2]
     if last == "running_var":
         values = 0.5 + values.abs()
-    elif last == "running_mean":
-        values = 0.1 * values
     elif last == "logit_scale":
         values = torch.ones(shape)
-    elif last in SMALL or "token_embedding" in name:
+    elif last in ("running_mean", *SMALL) or "token_embedding" in name:
         values = 0.1 * values
     elif last == "gamma":
         values = 0.3 * values
@@ -153,13 +144,13 @@ def fill(name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "Tensor":
 
 
 @lru_cache(maxsize=1)
-def stand_in(keys: Path) -> dict[str, "Tensor"]:
-    """A whole stand-in checkpoint with the released names."""
-    return {name: fill(name, shape, dtype) for name, (shape, dtype) in read_keys(keys).items()}
+def make_checkpoint(keys: Path) -> dict[str, "Tensor"]:
+    """Make a whole stand-in checkpoint with the released names."""
+    return {name: make_tensor(name, *kind) for name, kind in read_keys(keys).items()}
 
 
 class Case(NamedTuple):
-    """A model and what it is asked: its released weights, images (2, 3, S, S) and ids (2, L)."""
+    """A model and its input: its released weights, images (2, 3, S, S) and ids (2, L)."""
 
     segmenter: "Segmenter"
     released: dict[str, "Tensor"]
@@ -167,7 +158,7 @@ class Case(NamedTuple):
     ids: "Tensor"
 
     def reset(self) -> "Segmenter":
-        """The model with the stand-in weights, dropout off."""
+        """Return the model with the stand-in weights, dropout off."""
         from model.backbones.attention import Attention, Dropout
         from tools.released import load_released
 
@@ -180,12 +171,7 @@ class Case(NamedTuple):
         return self.segmenter
 
 
-def open_case(
-    golden: Mapping[str, np.ndarray],
-    config: "Config",
-    keys: Path,
-    images: Sequence[Path] = EXAMPLES,
-) -> Case:
+def open_case(golden: Golden, config: "Config", keys: Path, images: list[Path]) -> Case:
     """Build the model of ``config`` for the stand-in weights and read the pictures.
 
     Raises:
@@ -202,22 +188,23 @@ def open_case(
     for path, picture in zip(images, pictures, strict=True):
         if picture.shape[:2] != (size, size):
             raise ValueError(
-                f"{path}: is of {picture.shape[1]} x {picture.shape[0]} pixels and "
+                f"{path}: has {picture.shape[1]} x {picture.shape[0]} pixels and "
                 f"data.image_size is {size}; parity needs pictures of that size"
             )
+    released = make_checkpoint(keys)
     ids = torch.from_numpy(golden["ids"]).long()
     segmenter = build_segmenter(
         config.model, image_size=size, max_words=ids.shape[1], load_weights=False
     )
-    image = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     # planar, as the released code: kernels for channels-last sum in another order, and in float32
     # on some CPUs round ten times as much
     segmenter.to(memory_format=torch.contiguous_format)
-    return Case(segmenter, stand_in(keys), image, ids)
+    image = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return Case(segmenter, released, image, ids)
 
 
 def in_deviations(ours: "Tensor", golden: np.ndarray) -> float:
-    """The largest difference, in standard deviations of the released values."""
+    """Return the largest difference, in standard deviations of the released values."""
     import torch
 
     wanted = torch.from_numpy(golden)
@@ -226,36 +213,36 @@ def in_deviations(ours: "Tensor", golden: np.ndarray) -> float:
     return float((ours - wanted).abs().max() / wanted.std())
 
 
-def compare_inference(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[Difference]:
-    """Feature maps, words and sentence as they enter the neck, what leaves it, and the logits."""
+def compare_inference(case: Case, golden: Golden) -> Iterator[Difference]:
+    """Compare what enters the neck (maps, words, sentence), what leaves it, and the logits."""
     import torch
 
     segmenter = case.reset().eval()
     found: dict[str, Tensor] = {}
 
-    def note(_: Any, inputs: tuple[Any, ...], output: "Tensor") -> None:
+    def record_neck(_: Any, inputs: tuple[Any, ...], output: "Tensor") -> None:
         maps, sentence = inputs
         found.update({f"map{i}_mean": x.mean(dim=(2, 3)) for i, x in enumerate(maps)})
         found.update(sentence=sentence, neck_mean=output.mean(dim=(2, 3)))
 
-    handles = [
-        segmenter.decoder.neck.register_forward_hook(note),
-        segmenter.encoder.register_forward_hook(
-            lambda _, __, features: found.update(words=features.words)
-        ),
+    def record_words(_: Any, __: Any, features: Any) -> None:
+        found.update(words=features.words)
+
+    hooks = [
+        segmenter.decoder.neck.register_forward_hook(record_neck),
+        segmenter.encoder.register_forward_hook(record_words),
     ]
     with torch.no_grad():
         found["logits"] = segmenter(case.image, case.ids)
-    for handle in handles:
-        handle.remove()
-    for name in golden:
-        if name != "ids":
-            value = in_deviations(found[name], golden[name]) if name in found else float("nan")
-            yield Difference(name, value, 1e-4)
+    for hook in hooks:
+        hook.remove()
+    for name in [name for name in golden if name != "ids"]:
+        value = in_deviations(found[name], golden[name]) if name in found else float("nan")
+        yield Difference(name, value, 1e-4)
 
 
-def compare_training(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[Difference]:
-    """Four steps of Adam from the stand-in weights, for each mask that the file has."""
+def compare_training(case: Case, golden: Golden) -> Iterator[Difference]:
+    """Compare four steps of Adam from the stand-in weights, for each mask of the file."""
     import torch
 
     from model.backbones.resnet import ModifiedResNet
@@ -263,40 +250,37 @@ def compare_training(case: Case, golden: Mapping[str, np.ndarray]) -> Iterator[D
     is_resnet = isinstance(case.segmenter.encoder.clip.visual, ModifiedResNet)
     kind = "tuned" if case.segmenter.encoder.clip.tuned else "ResNet"
     allowed = ALLOWED[kind if is_resnet else "transformer"]
-    masks = [key.removesuffix("_mask") for key in golden if key.endswith("_mask")]
+    masks = {
+        key.removesuffix("_mask"): torch.from_numpy(value) * 255
+        for key, value in golden.items()
+        if key.endswith("_mask")
+    }
     for number, mask in enumerate(masks):
-        pixels = torch.from_numpy(golden[f"{mask}_mask"]) * 255
-        logits = yield from compare_gradients(case, golden, mask, pixels, allowed)
+        logits = yield from compare_gradients(case, golden, mask, masks[mask], allowed)
         if number == 0 and "train_logits" in golden:
             value = in_deviations(logits, golden["train_logits"])
             yield Difference("logits in training mode", value, allowed.train_logits)
-    gentle = float(golden.get("gentle_rate", 1e-6))
-    runs = [("gentle", "blocks", gentle), *((mask, mask, 1e-4) for mask in masks)]
-    for run, mask, rate in runs:
+    gentle_rate = float(golden.get("gentle_rate", 1e-6))
+    for run, mask, rate in [("gentle", "blocks", gentle_rate), *((m, m, 1e-4) for m in masks)]:
         if f"{run}_losses" not in golden:
             continue
-        pixels = torch.from_numpy(golden[f"{mask}_mask"]) * 255
-        losses, logits, moves = train(case, pixels, rate, golden)
-        pairs = zip(losses, golden[f"{run}_losses"].tolist(), strict=True)
-        for step, (ours, theirs) in enumerate(pairs):
-            limit = (allowed.gentle_losses if run == "gentle" else allowed.losses)[step]
-            yield Difference(f"{run}: loss {step} at {rate:.0e}", abs(ours / theirs - 1), limit)
-        limit = allowed.gentle_logits if run == "gentle" else allowed.logits
+        is_gentle = run == "gentle"
+        losses, logits, moves = train(case, masks[mask], rate)
+        for step, wanted in enumerate(golden[f"{run}_losses"].tolist()):
+            limit = (allowed.gentle_losses if is_gentle else allowed.losses)[step]
+            value = abs(losses[step] / wanted - 1)
+            yield Difference(f"{run}: loss {step} at {rate:.0e}", value, limit)
+        limit = allowed.gentle_logits if is_gentle else allowed.logits
         value = in_deviations(logits, golden[f"{run}_logits"])
         yield Difference(f"{run}: logits after four steps", value, limit)
-        yield from compare_parts(
-            f"{run}: move of", moves, golden[f"{run}_part_moves"], allowed.moves
-        )
+        wanted = golden[f"{run}_part_moves"]
+        yield from compare_parts(f"{run}: move of", case, moves, golden, wanted, allowed.moves)
 
 
 def compare_gradients(
-    case: Case,
-    golden: Mapping[str, np.ndarray],
-    mask: str,
-    pixels: "Tensor",
-    allowed: Allowed,
+    case: Case, golden: Golden, mask: str, pixels: "Tensor", allowed: Allowed
 ) -> Any:
-    """Differences of target and gradients at step 0; returns the logits."""
+    """Yield differences of the target and the gradients at step 0; return the logits."""
     from model.loss import make_target, text_to_pixel_loss
 
     segmenter = case.reset().train()
@@ -310,27 +294,26 @@ def compare_gradients(
         for name, parameter in segmenter.named_parameters()
         if parameter.grad is not None
     }
-    parts = by_part(case, gradients, golden)
-    norms = golden[f"{mask}_part_grad_norms"]
-    yield from compare_parts(f"{mask}: gradient of", parts, norms, allowed.gradient)
+    wanted, limit = golden[f"{mask}_part_grad_norms"], allowed.gradient
+    yield from compare_parts(f"{mask}: gradient of", case, gradients, golden, wanted, limit)
     if f"{mask}_grad_norms" in golden:
-        by_name = released_norms(case, gradients)
-        names = [str(name) for name in golden["part_names"]]
-        of_parts = dict(zip(names, norms.tolist(), strict=True))
-        of_all = float((norms**2).sum() ** 0.5)
+        norms = released_norms(case, gradients)
+        parts = golden["part_names"].tolist()
+        of_parts = dict(zip(parts, wanted.tolist(), strict=True))
+        of_all = float((wanted**2).sum() ** 0.5)
         pairs = zip(golden["grad_names"].tolist(), golden[f"{mask}_grad_norms"], strict=True)
         worst = max(
-            abs(by_name.get(key, 0.0) - norm) / of_parts.get(part_of(key, names) or "", of_all)
+            abs(norms.get(key, 0.0) - norm) / of_parts.get(part_of(key, parts) or "", of_all)
             for key, norm in pairs
         )
-        yield Difference(f"{mask}: gradient of a tensor, at most", worst, allowed.gradient)
+        yield Difference(f"{mask}: gradient of a tensor, at most", worst, limit)
     return logits.detach()
 
 
 def train(
-    case: Case, pixels: "Tensor", rate: float, golden: Mapping[str, np.ndarray]
-) -> tuple[list[float], "Tensor", dict[str, float | None]]:
-    """Losses, logits (eval mode) after four steps, and how far each part moved."""
+    case: Case, pixels: "Tensor", rate: float
+) -> tuple[list[float], "Tensor", dict[str, float]]:
+    """Take four steps; return their losses, the logits after them and how far each tensor moved."""
     import torch
 
     from engine.update import GuardedAdam, Update
@@ -345,27 +328,38 @@ def train(
     update = Update(segmenter, optimizer, processes=alone, precision="fp32", target="nearest")
     batch = {"image": case.image, "ids": case.ids, "mask": pixels}
     losses = [float(update(batch)[0][0]) for _ in range(4)]
-    moved = {
+    moves = {
         name: float((parameter.detach() - before[name]).double().norm())
         for name, parameter in trained.items()
     }
     with torch.no_grad():
         logits = segmenter.eval()(case.image, case.ids)
-    return losses, logits, by_part(case, moved, golden)
+    return losses, logits, moves
 
 
 def compare_parts(
-    what: str, ours: Mapping[str, float | None], golden: np.ndarray, allowed: float
+    what: str,
+    case: Case,
+    norms: Mapping[str, float],
+    golden: Golden,
+    wanted: np.ndarray,
+    allowed: float,
 ) -> Iterator[Difference]:
-    for (part, value), wanted in zip(ours.items(), golden.tolist(), strict=True):
-        if value is None:
-            print(f"{what} {part}: no released name begins so, not compared")
+    """Compare 2-norms, given by our names, with those of the parts that the file names."""
+    parts: list[str] = golden["part_names"].tolist()
+    squares: dict[str, list[float]] = {part: [] for part in parts}
+    for key, norm in released_norms(case, norms).items():
+        if part := part_of(key, parts):
+            squares[part].append(norm**2)
+    for (part, some), norm in zip(squares.items(), wanted.tolist(), strict=True):
+        if some:
+            yield Difference(f"{what} {part}", abs(sum(some) ** 0.5 / norm - 1), allowed)
         else:
-            yield Difference(f"{what} {part}", abs(value / wanted - 1), allowed)
+            print(f"{what} {part}: not compared, because no released name begins so")
 
 
 def released_norms(case: Case, norms: Mapping[str, float]) -> dict[str, float]:
-    """2-norms by our names -> by released names, where one tensor is several of ours."""
+    """Turn 2-norms by our names into those by released names; one of theirs can be several."""
     from tools.released import names_of
 
     squares: dict[str, float] = {}
@@ -374,24 +368,8 @@ def released_norms(case: Case, norms: Mapping[str, float]) -> dict[str, float]:
     return {key: square**0.5 for key, square in squares.items()}
 
 
-def by_part(
-    case: Case, norms: Mapping[str, float], golden: Mapping[str, np.ndarray]
-) -> dict[str, float | None]:
-    """2-norms by our names -> 2-norm of each part that the file names, in its order.
-
-    None for a part that nothing here is of.
-    """
-    parts: list[str] = golden["part_names"].tolist()
-    squares: dict[str, list[float]] = {part: [] for part in parts}
-    for key, norm in released_norms(case, norms).items():
-        part = part_of(key, parts)
-        if part is not None:
-            squares[part].append(norm**2)
-    return {part: sum(some) ** 0.5 if some else None for part, some in squares.items()}
-
-
 def part_of(key: str, parts: list[str]) -> str | None:
-    """The part that a released tensor is of: a tower's positions, or the longest prefix."""
+    """Return the part of a released tensor: a tower's positions, or the longest prefix."""
     if key.endswith("positional_embedding"):
         tower = "image" if ".visual." in key else "text"
         if f"positions.{tower}" in parts:
@@ -399,11 +377,11 @@ def part_of(key: str, parts: list[str]) -> str | None:
     return max((part for part in parts if key.startswith(part)), key=len, default=None)
 
 
-def compare_scoring(golden: Mapping[str, np.ndarray]) -> Iterator[Difference]:
-    """Masks and scores by the released protocol, and the target of the released training.
+def compare_scoring(path: Path, golden: Golden) -> Iterator[Difference]:
+    """Compare masks and scores of the released protocol, and the target of released training.
 
     Raises:
-        ValueError: if the file is of other versions of OpenCV than the one that is installed.
+        ValueError: if the file is of other versions of OpenCV than the installed one.
     """
     import cv2
     import torch
@@ -415,25 +393,21 @@ def compare_scoring(golden: Mapping[str, np.ndarray]) -> Iterator[Difference]:
 
     version = f"opencv{cv2.__version__.partition('.')[0]}"
     if f"iou_{version}" not in golden:
-        raise ValueError(f"holds nothing of {version}, which is installed here")
-    size = golden["target_letterbox_" + version].shape[-1]
+        raise ValueError(f"{path}: has nothing of {version}, which is installed here")
+    size = golden[f"target_letterbox_{version}"].shape[-1]
     records, matrices, pixels, sums = [], 0.0, 0, 0.0
     for i, (width, height) in enumerate(golden["sizes"].tolist()):
         pair = letterbox_matrices(height, width, size)
         wanted = golden["warp"][i], golden["warp_inverse"][i]
         matrices = max(matrices, *(abs(a - b).max() for a, b in zip(pair, wanted, strict=True)))
-        box, logits = (
-            Letterbox.fit(height, width, size),
-            torch.from_numpy(golden["logits"][i : i + 1]),
-        )
-        probability = released_probability(logits, box)[0]
-        total = float(probability.astype(np.float64).sum())
+        box = Letterbox.fit(height, width, size)
+        logits = torch.from_numpy(golden["logits"][i : i + 1])
+        total = float(released_probability(logits, box)[0].astype(np.float64).sum())
         sums = max(sums, abs(total / golden[f"probability_sum_{version}"][i] - 1))
         mask = PROTOCOLS["released"].masks(logits, box, 0.35)[0].bool().numpy()
         pixels = max(pixels, int((mask != unpack(golden[f"mask_{i}_{version}"], mask.shape)).sum()))
         truth = unpack(golden[f"truth_{i}"], mask.shape)
-        both, either = int((mask & truth).sum()), int((mask | truth).sum())
-        records.append(Record(i, i, i, "", both, either))
+        records.append(Record(i, i, i, "", int((mask & truth).sum()), int((mask | truth).sum())))
     metrics = metrics_from_records(records).to_dict()
     yield Difference("letterbox matrices", matrices, 1e-12)
     yield Difference("sum of probabilities", sums, 1e-6)
@@ -446,8 +420,7 @@ def compare_scoring(golden: Mapping[str, np.ndarray]) -> Iterator[Difference]:
     grey, cells = 0, 0.0
     for i, (width, height) in enumerate(golden["target_sizes"].tolist()):
         square = warp_mask(unpack(golden[f"target_truth_{i}"], (height, width)), size)
-        wanted = golden[f"target_letterbox_{version}"][i]
-        grey = max(grey, int((square != wanted).sum()))
+        grey = max(grey, int((square != golden[f"target_letterbox_{version}"][i]).sum()))
         target = golden[f"target_{version}"][i]
         made = make_target(torch.from_numpy(square)[None], target.shape, "nearest")[0, 0]
         cells = max(cells, float(abs(made.numpy() - target).max()))
@@ -456,12 +429,12 @@ def compare_scoring(golden: Mapping[str, np.ndarray]) -> Iterator[Difference]:
 
 
 def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The mask, bool (H, W), that ``np.packbits`` packed."""
+    """Unpack the mask, bool (H, W), that ``np.packbits`` packed."""
     return np.unpackbits(bits)[: shape[0] * shape[1]].reshape(shape).astype(bool)
 
 
 def compare(arguments: argparse.Namespace) -> Iterator[Difference]:
-    """The differences of a file of any kind.
+    """Yield the differences of a file of any kind.
 
     Raises:
         ValueError: if the file cannot be read or is of no kind, or options are missing.
@@ -469,22 +442,19 @@ def compare(arguments: argparse.Namespace) -> Iterator[Difference]:
     path: Path = arguments.file
     try:
         with np.load(path, allow_pickle=False) as file:
-            golden = {key: file[key] for key in file.files}
+            golden = dict(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a file of arrays that can be read ({error})") from None
     if "warp_inverse" in golden:
-        try:
-            yield from compare_scoring(golden)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        yield from compare_scoring(path, golden)
         return
     if "ids" not in golden or not {"logits", "train_logits"} & golden.keys():
         raise ValueError(
-            f"{path}: is of no kind that is known: inference has ids and logits, training "
-            "train_logits, scoring warp_inverse"
+            f"{path}: its kind is unknown: inference has ids and logits, training train_logits, "
+            "scoring warp_inverse"
         )
     if arguments.config is None or arguments.keys is None:
-        raise ValueError(f"{path}: needs --config and --keys of the method that it is of")
+        raise ValueError(f"{path}: needs --config and --keys of its method")
     from utils.config import load_config
 
     config = load_config(arguments.config, arguments.opts)
@@ -492,12 +462,10 @@ def compare(arguments: argparse.Namespace) -> Iterator[Difference]:
     yield from (compare_training if "train_logits" in golden else compare_inference)(case, golden)
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("file", type=Path, metavar="FILE.npz")
-    parser.add_argument("--config", type=Path, help="that of the method, as released")
+    parser.add_argument("--config", type=Path, help="of the method, as released")
     parser.add_argument(
         "--keys", type=Path, metavar="NAME.tsv", help="names and shapes of its checkpoint"
     )
@@ -505,32 +473,30 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--images",
         type=Path,
         nargs=2,
-        default=EXAMPLES,
+        default=[GOLDEN / "example_image0.png", GOLDEN / "example_image1.png"],
         metavar="PNG",
         help="two pictures of data.image_size; default: tests/golden/example_image0.png and 1",
     )
     parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="key=value", help="keys that go over the config's"
+        "--opts", nargs="+", default=[], metavar="key=value", help="keys that override the config's"
     )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
+    arguments = parser.parse_args(argv)
     keep_freed_memory()
-    print(f"{'difference of':<44}{'is':>10}{'allowed':>10}")
-    count = wrong = 0
-    try:
+
+    def run() -> int:
+        print(f"{'difference of':<44}{'is':>10}{'allowed':>10}")
+        found = []
         for difference in compare(arguments):
             print(difference, flush=True)
-            count, wrong = count + 1, wrong + (not difference.fits)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{count - wrong} of {count} within what rounding does" if wrong else f"all {count} equal"
-    )
-    return 1 if wrong else 0
+            found.append(difference.fits)
+        num_fit = sum(found)
+        is_equal = num_fit == len(found)
+        print(
+            f"all {num_fit} equal" if is_equal else f"{num_fit} of {len(found)} within the limits"
+        )
+        return 0 if is_equal else 1
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

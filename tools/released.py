@@ -1,4 +1,4 @@
-"""Checkpoints of the released code of ETRIS and CRIS: from its names to ours."""
+"""Read checkpoints of the released code of ETRIS and CRIS, and translate their names to ours."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ from model.segmenter import Segmenter, shorten
 
 State = dict[str, Tensor]
 
-# A released name (without its `.weight`, `.bias` …) and ours; {} stands for a number.
+# Released name, without its `.weight` or `.bias`, and our name; {} is a number.
 SHARED = {
     "backbone.visual.attnpool.connect.{}": "decoder.connect.{}",
     "neck.aggr.{}": "decoder.neck.fuse.{}",
@@ -74,73 +74,65 @@ PATTERNS = {
     ]
     for method, names in (("ETRIS", ETRIS), ("CRIS", CRIS))
 }
-# Transposed convolutions there; where the stride is 1 ours are plain ones, with the axes exchanged.
+# Released as transposed convolutions; ours with stride 1 are plain ones, whose axes are swapped.
 TRANSPOSED = re.compile(r"bridger\.zoom_in\.2|bridger\.zoom_out\.[01]|neck\.f5_proj\.0")
 NECK_ATTENTION = re.compile(r"neck\.fusion([345])\.multihead_attn\.(.+)")
-BRIDGER_ATTENTION = re.compile(r"bridger\.fusion_([vt])\.(\d+)\.multihead_attn")
+BRIDGER_ATTENTION = re.compile(r"bridger\.fusion_([vt])\.(\d+)\.multihead_attn\.(.+)")
 WAY_OUT = "CRIS needs --config config/cris_*.yaml, ETRIS config/etris_*_released.yaml"
 
 
 def read_released(path: str | Path) -> State:
-    """The weights in a checkpoint of the released code, ``module.`` removed; runs no code of it.
+    """Read the tensors of a released checkpoint, without ``module.``; run no code of the file.
 
     Raises:
-        ValueError: if the file is missing or holds no ``state_dict`` of tensors.
+        ValueError: if the file is missing or has no ``state_dict`` of tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a checkpoint that the released code saved")
+    # what the released training saves beside tensors: scores as NumPy scalars, milestones
+    kinds = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
+    harmless: list[Any] = [np.float64(0).__reduce__()[0], np.dtype, *kinds, Counter]
     try:
-        with torch.serialization.safe_globals(harmless()):
+        with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoints
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: holds no 'state_dict' of tensors")
+        raise ValueError(f"{path}: has no 'state_dict' of tensors")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def harmless() -> list[Any]:
-    """What the released training saves beside tensors: scores as NumPy scalars, milestones."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
-    return [scalar, np.dtype, *kinds, Counter]
-
-
 def load_released(segmenter: Segmenter, released: State, source: str) -> None:
-    """Put a released checkpoint, its backbone included, into a model built for it.
+    """Load a released checkpoint, backbone included, into a model that was built for it.
 
-    A model with CRIS's neck takes one of CRIS, any other one of ETRIS, of whose neck the query and
-    key weights are dropped: with one sentence token they never act.
+    A model with CRIS's neck takes a checkpoint of CRIS, any other model one of ETRIS. Query and key
+    weights of ETRIS's neck are dropped: with one sentence token they have no effect.
 
     Raises:
         ValueError: naming keys that are unknown, missing or of another shape.
     """
-    method = method_of(segmenter)
+    method, wanted = method_of(segmenter), segmenter.state_dict()
     backbone: State = {}
     state: State = {}
     unknown: list[str] = []
-    wanted = segmenter.state_dict()
     for key, value in released.items():
         value = value.float() if value.is_floating_point() else value
-        if key.startswith("backbone.") and ".connect." not in key:
+        if is_of_clip(key):
             backbone[key.removeprefix("backbone.")] = value
-            continue
-        found = rename(method, key, value, wanted)
-        if not found:
+        elif found := translate_entry(method, key, value, wanted):
+            state |= found
+        else:
             unknown.append(key)
-        state |= found
     if unknown:
         raise ValueError(
             f"{source}: {len(unknown)} keys are not those of a released {method} checkpoint "
             f"({shorten(unknown)}); {WAY_OUT}"
         )
     if not backbone:
-        raise ValueError(
-            f"{source}: holds no backbone.* keys; not a checkpoint of released {method}"
-        )
+        raise ValueError(f"{source}: has no backbone.* keys; not a checkpoint of released {method}")
     load_weights(segmenter.encoder.clip, backbone, source)
     clip = {f"encoder.clip.{k}": v for k, v in segmenter.encoder.clip.state_dict().items()}
     try:
@@ -150,15 +142,15 @@ def load_released(segmenter: Segmenter, released: State, source: str) -> None:
 
 
 def names_of(segmenter: Segmenter, released: State) -> dict[str, list[str]]:
-    """Our names of what each released entry holds; none of one that has no place here."""
+    """Map each released name to our names of its content, to an empty list if it is dropped."""
     method, wanted = method_of(segmenter), segmenter.state_dict()
     names = {}
     for key, value in released.items():
-        if key.startswith("backbone.") and ".connect." not in key:
+        if is_of_clip(key):
             own = from_openai({key.removeprefix("backbone."): value})
             names[key] = [f"encoder.clip.{name}" for name in own]
         else:
-            names[key] = [*rename(method, key, value, wanted)]
+            names[key] = [*translate_entry(method, key, value, wanted)]
     return names
 
 
@@ -166,50 +158,46 @@ def method_of(segmenter: Segmenter) -> str:
     return "CRIS" if isinstance(segmenter.decoder.neck, PyramidNeck) else "ETRIS"
 
 
-def rename(method: str, key: str, value: Tensor, wanted: State) -> State:
-    """One released entry under our names, split where one of theirs is several of ours."""
+def is_of_clip(key: str) -> bool:
+    return key.startswith("backbone.") and ".connect." not in key
+
+
+def translate_entry(method: str, key: str, value: Tensor, wanted: State) -> State:
+    """Return a released entry under our names, in parts if it is several of ours; else nothing."""
     if match := NECK_ATTENTION.fullmatch(key):
-        return neck_gate(int(match[1]) - 3, match[2], value)
-    if match := BRIDGER_ATTENTION.match(key):
-        stage = f"encoder.bridges.0.stages.{match[2]}"
-        interactor = f"{stage}.{'image' if match[1] == 'v' else 'text'}_interactor"
+        # only the value and output projections: the queries and keys have no effect
+        gate, part = f"decoder.neck.gates.{int(match[1]) - 3}", match[2]
+        if part.startswith("in_proj_"):
+            return {f"{gate}.0.{part.removeprefix('in_proj_')}": value.chunk(3)[2].clone()}
+        return {f"{gate}.1.{part.removeprefix('out_proj.')}": value}
+    if match := BRIDGER_ATTENTION.fullmatch(key):
+        tower = "image" if match[1] == "v" else "text"
+        interactor = f"encoder.bridges.0.stages.{match[2]}.{tower}_interactor"
         is_gate = f"{interactor}.attention.q_proj.weight" in wanted
-        name = f"{interactor}.attention" if is_gate else f"{interactor}.cross_attention"
-        return attention(name, key[match.end() + 1 :], value)
+        name = f"{interactor}.{'attention' if is_gate else 'cross_attention'}"
+        return split_attention(name, match[3], value)
     base, _, last = key.rpartition(".")
-    for suffix in (".in_proj", ".out_proj"):
-        whole = base.removesuffix(suffix)
-        if translated := translate(method, whole):
-            part = key.removeprefix(f"{whole}.")
-            is_attention = "attention" in translated.rpartition(".")[2]
-            if is_attention:
-                return attention(translated, part, value)
-            if whole == base:
-                if TRANSPOSED.match(key) and value.ndim == 4 and value.shape[-1] == 1:
-                    value = value.transpose(0, 1).contiguous()
-                return {f"{translated}.{last}": value}
-    return {}
+    whole = base.removesuffix(".out_proj")
+    if (ours := translate_name(method, whole)) and ours.endswith("attention"):
+        return split_attention(ours, key.removeprefix(f"{whole}."), value)
+    if (ours := translate_name(method, base)) is None:
+        return {}
+    if TRANSPOSED.match(key) and value.ndim == 4 and value.shape[-1] == 1:
+        value = value.transpose(0, 1).contiguous()
+    return {f"{ours}.{last}": value}
 
 
-def translate(method: str, name: str) -> str | None:
+def translate_name(method: str, name: str) -> str | None:
     for pattern, ours in PATTERNS[method]:
         if match := pattern.fullmatch(name):
             return ours.format(*match.groups())
     return None
 
 
-def attention(name: str, part: str, value: Tensor) -> State:
-    """A part of a ``nn.MultiheadAttention``: its in-projection is three of our Linears."""
-    if part.startswith("in_proj_"):
-        kind = part.removeprefix("in_proj_")
-        chunks = zip("qkv", value.chunk(3), strict=True)
-        return {f"{name}.{letter}_proj.{kind}": chunk.clone() for letter, chunk in chunks}
-    return {f"{name}.{part}": value}
-
-
-def neck_gate(level: int, part: str, value: Tensor) -> State:
-    """The value and output projections of a neck's attention; its queries and keys never act."""
-    gate = f"decoder.neck.gates.{level}"
-    if part.startswith("in_proj_"):
-        return {f"{gate}.0.{part.removeprefix('in_proj_')}": value.chunk(3)[2].clone()}
-    return {f"{gate}.1.{part.removeprefix('out_proj.')}": value}
+def split_attention(name: str, part: str, value: Tensor) -> State:
+    """Split the in-projection of a ``nn.MultiheadAttention`` into our three linear layers."""
+    if not part.startswith("in_proj_"):
+        return {f"{name}.{part}": value}
+    kind = part.removeprefix("in_proj_")
+    chunks = zip("qkv", value.chunk(3), strict=True)
+    return {f"{name}.{letter}_proj.{kind}": chunk.clone() for letter, chunk in chunks}

@@ -2,11 +2,10 @@
 
 Eight small configurations train for 20 steps in float32 on one thread, in a worktree of BASE and in
 this tree, on the same generated data, and are scored. Losses, norms and rates of every step, the
-tensors of the best checkpoint, scores and rows must be the same. What BASE gave is kept in
+tensors of the best checkpoint, scores and rows must be the same. The results of BASE are stored in
 runs/same/, so that the next comparison with it trains this tree alone.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,7 +18,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-EXAMPLE = """examples:
+from utils.cli import make_parser, run_command  # noqa: E402
+
+EXAMPLES = """\
   python tools/same.py --base HEAD~1
   make same BASE=main"""
 FOLDER = ROOT / "runs/same"
@@ -35,22 +36,15 @@ CASES = {
     "mixed": ("etris_vit", "[one, two]"),
 }
 OPTIONS = (
-    "train.max_steps=20",
-    "train.max_minutes=null",
-    "train.warmup_steps=4",
-    "train.batch_size=4",
-    "train.precision=fp32",
-    "eval.every_steps=10",
-    "data.workers=0",
-    "run.log_interval=1",
+    "train.max_steps=20 train.max_minutes=null train.warmup_steps=4 train.batch_size=4 "
+    "train.precision=fp32 eval.every_steps=10 data.workers=0 run.log_interval=1"
 )
-# Of a row of metrics.jsonl or of a score, what is of the clock.
-OF_THE_CLOCK = ("samples_per_second", "seconds")
-Outcome = dict[str, Any]
+MEASURED_TIMES = ("samples_per_second", "seconds")  # in rows of metrics.jsonl and in scores
+Outcome = dict[str, dict[str, Any]]  # kind -> name -> what must be the same
 
 
 def write_data(folder: Path, *, seed: int, num_train: int = 24, num_val: int = 8) -> None:
-    """Pictures of a box and a circle each, and ``annotations.jsonl`` that names them."""
+    """Draw pictures of a box and a circle, and write ``annotations.jsonl`` about them."""
     import cv2
     import numpy as np
 
@@ -64,104 +58,52 @@ def write_data(folder: Path, *, seed: int, num_train: int = 24, num_val: int = 8
         cv2.rectangle(image, (x + 40, y), (x + 90, y + 40), (255, 0, 0), -1)
         cv2.imwrite(str(folder / f"images/{seed}-{number}.png"), image)
         box = [x + 40, y, x + 91, y, x + 91, y + 41, x + 40, y + 41]
-        round_one = np.array([[x + 20 * np.cos(a), y + 20 * np.sin(a)] for a in np.arange(12) / 2])
+        circle = np.array([[x + 20 * np.cos(a), y + 20 * np.sin(a)] for a in np.arange(12) / 2])
         split = "train" if number < num_train else "val"
         for polygon, texts in (
             (box, ["the blue box", "the large thing on the right"]),
-            (round_one.round(2).flatten().tolist(), ["a red circle", "left", "the round one"]),
+            (circle.round(2).flatten().tolist(), ["a red circle", "left", "the round one"]),
         ):
             line = {"image": f"{seed}-{number}.png", "polygon": polygon, "sentences": texts}
             lines.append(json.dumps(line | {"split": split}) + "\n")
     (folder / "annotations.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def run(tree: Path, *words: str) -> None:
-    """Run a script of ``tree`` there, on one thread; ``ValueError`` with its output if it fails."""
+def run_script(tree: Path, *words: str) -> None:
+    """Run a script of ``tree`` on one thread; ``ValueError`` with its last lines if it fails."""
     done = subprocess.run(
         [sys.executable, *words],
         cwd=tree,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
     if done.returncode:
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-12:])
+        tail = "\n".join(done.stdout.splitlines()[-12:])
         raise ValueError(f"{tree}: python {' '.join(words)} ended with {done.returncode}:\n{tail}")
 
 
 def measure(tree: Path, folder: Path, data: Path) -> None:
-    """Pack the data and train and score every case with the code of ``tree``, into ``folder``."""
+    """Pack the data, and train and score every case with the code of ``tree``, into ``folder``."""
     from tqdm import tqdm
 
     root = folder / "datasets"
     for name in ("one", "two"):
         words = ["--custom", str(data / name / "annotations.jsonl"), "--name", name]
         words += ["--images", str(data / name / "images"), "--root", str(root)]
-        run(tree, "tools/prepare_datasets.py", *words)
+        run_script(tree, "tools/prepare_datasets.py", *words)
     for case, (config, datasets) in tqdm(CASES.items(), desc=folder.name, unit="case"):
-        options = [*OPTIONS, f"data.root={root}", f"data.dataset={datasets}"]
+        options = [*OPTIONS.split(), f"data.root={root}", f"data.dataset={datasets}"]
         options.append(f"run.folder={folder / case}")
-        run(tree, "train.py", "--config", f"config/demo/{config}.yaml", "--opts", *options)
+        run_script(tree, "train.py", "--config", f"config/demo/{config}.yaml", "--opts", *options)
         checkpoint = str(folder / case / "best.safetensors")
-        run(tree, "test.py", "--checkpoint", checkpoint, "--splits", "val", "--pictures", "0")
-
-
-def read(folder: Path) -> Outcome:
-    """What a case left, without what is of the clock: steps, tensors, scores, rows."""
-    from safetensors.numpy import load_file
-
-    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    results = json.loads((folder / "test/results.json").read_text("utf-8"))
-    return {
-        "steps": [without_clock(json.loads(line)) for line in lines],
-        "tensors": load_file(folder / "best.safetensors"),
-        "scores": {name: without_clock(score) for name, score in results["splits"].items()},
-        "rows": {
-            path.name: path.read_text("utf-8") for path in sorted((folder / "test").glob("*.jsonl"))
-        },
-    }
-
-
-def without_clock(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in OF_THE_CLOCK}
-
-
-def differences(ours: Outcome, theirs: Outcome) -> Iterator[str]:
-    """A line for each kind of thing that is not the same, with the first place."""
-    for step, (mine, other) in enumerate(zip(ours["steps"], theirs["steps"], strict=False)):
-        if mine != other:
-            yield f"row {step} of metrics.jsonl: {mine}, before {other}"
-            break
-    if len(ours["steps"]) != len(theirs["steps"]):
-        yield f"{len(ours['steps'])} rows of metrics.jsonl, before {len(theirs['steps'])}"
-    mine, other = ours["tensors"], theirs["tensors"]
-    if names := sorted(mine.keys() ^ other.keys()):
-        yield f"tensors in one checkpoint alone: {', '.join(names[:4])}"
-    unequal = [
-        name
-        for name in sorted(mine.keys() & other.keys())
-        if mine[name].shape != other[name].shape or mine[name].tobytes() != other[name].tobytes()
-    ]
-    if unequal:
-        yield f"{len(unequal)} of {len(mine)} tensors, such as {unequal[0]}"
-    for kind in ("scores", "rows"):
-        if ours[kind] != theirs[kind]:
-            names = [name for name in ours[kind] if ours[kind][name] != theirs[kind].get(name)]
-            yield f"{kind} of {', '.join(names) or 'another number of splits'}"
-
-
-def commit_of(base: str) -> str:
-    """The commit that ``base`` names; ``ValueError`` if there is none."""
-    words = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f"--base {base}: no such commit; name one, such as HEAD~1 or main")
-    return done.stdout.strip()
+        run_script(tree, "test.py", "--checkpoint", checkpoint, "--splits", "val", "--pictures=0")
 
 
 def measure_base(commit: str, folder: Path, data: Path) -> None:
-    """:func:`measure` a worktree of ``commit``, unless it was measured before."""
+    """:func:`measure` a worktree of ``commit``, unless ``folder`` has its results already."""
     if (folder / "done").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -176,42 +118,75 @@ def measure_base(commit: str, folder: Path, data: Path) -> None:
     (folder / "done").touch()
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", required=True, metavar="COMMIT", help="what to compare with")
-    return parser.parse_args(argv)
+def read_outcome(folder: Path) -> Outcome:
+    """Read the steps, tensors, scores and rows of a case, without measured times."""
+    from safetensors.numpy import load_file
+
+    def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in row.items() if key not in MEASURED_TIMES}
+
+    steps = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    results = json.loads((folder / "test/results.json").read_text("utf-8"))
+    tensors = load_file(folder / "best.safetensors")
+    return {
+        "rows of metrics.jsonl": {
+            str(place): without_times(json.loads(step)) for place, step in enumerate(steps)
+        },
+        "tensors": {name: (value.shape, value.tobytes()) for name, value in tensors.items()},
+        "scores": {name: without_times(score) for name, score in results["splits"].items()},
+        "files": {path.name: path.read_text("utf-8") for path in (folder / "test").glob("*.jsonl")},
+    }
+
+
+def find_differences(ours: Outcome, theirs: Outcome) -> Iterator[str]:
+    """Yield a line for each kind of thing that differs, with the first place."""
+    for kind, mine in ours.items():
+        before = theirs[kind]
+        names = [name for name in mine | before if mine.get(name) != before.get(name)]
+        if names:
+            line = f"{len(names)} of {len(mine | before)} {kind}, such as {names[0]}"
+            values = f": {mine.get(names[0])}, before {before.get(names[0])}"
+            yield line + (values if kind in ("rows of metrics.jsonl", "scores") else "")
+
+
+def find_commit(base: str) -> str:
+    """Return the hash of the commit that ``base`` names; ``ValueError`` if there is none."""
+    words = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"--base {base}: no such commit; name one, such as HEAD~1 or main")
+    return done.stdout.strip()
+
+
+def compare_with(base: str) -> int:
+    """Measure ``base`` and this tree, print what differs; return 1 if anything does."""
+    import torch
+
+    commit = find_commit(base)
+    data, here = FOLDER / "data", FOLDER / "here"
+    before = FOLDER / f"{commit[:12]}-torch{torch.__version__}"
+    if not (data / "two/annotations.jsonl").exists():
+        shutil.rmtree(data, ignore_errors=True)
+        for seed, name in enumerate(("one", "two")):
+            write_data(data / name, seed=seed)
+    measure_base(commit, before, data)
+    shutil.rmtree(here, ignore_errors=True)
+    measure(ROOT, here, data)
+    num_different = 0
+    for case in CASES:
+        lines = [*find_differences(read_outcome(here / case), read_outcome(before / case))]
+        num_different += bool(lines)
+        print("\n    ".join([f"{case:12}{'DIFFERS' if lines else 'same'}", *lines]))
+    same = len(CASES) - num_different
+    print(f"{same} of {len(CASES)} cases are the same as at {commit[:12]}")
+    return 1 if num_different else 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    try:
-        import torch
-
-        commit = commit_of(arguments.base)
-        data = FOLDER / "data"
-        if not (data / "two/annotations.jsonl").exists():
-            shutil.rmtree(data, ignore_errors=True)
-            for seed, name in enumerate(("one", "two")):
-                write_data(data / name, seed=seed)
-        base = FOLDER / f"{commit[:12]}-torch{torch.__version__}"
-        measure_base(commit, base, data)
-        here = FOLDER / "here"
-        shutil.rmtree(here, ignore_errors=True)
-        measure(ROOT, here, data)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    wrong = 0
-    for case in CASES:
-        lines = [*differences(read(here / case), read(base / case))]
-        wrong += bool(lines)
-        print(f"{case:12}{'same' if not lines else 'DIFFERS'}")
-        for line in lines:
-            print(f"    {line}")
-    print(f"{len(CASES) - wrong} of {len(CASES)} cases are the same as at {commit[:12]}")
-    return 1 if wrong else 0
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument("--base", required=True, metavar="COMMIT", help="what to compare with")
+    base = parser.parse_args(argv).base
+    return run_command(lambda: compare_with(base))
 
 
 if __name__ == "__main__":

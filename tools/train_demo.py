@@ -1,13 +1,13 @@
-"""The demo, end to end: prepare data, train for six minutes, test, and compare with guessing.
+"""Run the demo: prepare data, train for six minutes, test, and compare with guessing.
 
-Every command is shown before it runs. What is finished stays, what was stopped goes on.
+Every command is shown before it runs. Finished commands are not repeated; a stopped one continues.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -17,37 +17,33 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils.cli import Commands, make_parser, run_command  # noqa: E402
+
 if TYPE_CHECKING:
     from engine.metrics import Metrics
     from utils.config import Config
 
-EXAMPLE = """example:
+EXAMPLES = """\
   python tools/train_demo.py
   python tools/train_demo.py --fresh"""
-CONFIG = ROOT / "config/demo/etris.yaml"
-CHECKPOINT = ROOT / "pretrain/demo-etris.safetensors"
+CONFIG = "config/demo/etris.yaml"
+CHECKPOINT = "pretrain/demo-etris.safetensors"
 SPLITS = ("val", "testA", "testB")
 COLUMNS = ("oIoU", "mIoU", "Pr@0.5")
 Scores = Mapping[str, Mapping[str, float]]  # by split, then by measure, in percent
 
 
-class CommandError(Exception):
-    """A command of the demo ended early; it has said why itself."""
-
-    def __init__(self, command: str, code: int) -> None:
-        super().__init__(command)
-        self.command, self.code = command, code
-
-
 def run_demo(
     config_path: Path, checkpoint: Path, *, options: Sequence[str] = (), fresh: bool = False
 ) -> str:
-    """Do what is not done yet; return a table of two checkpoints and two ways of guessing.
+    """Run the commands that are not done yet; return a table of scores and the paths of pictures.
 
-    One checkpoint is trained here from ``config_path``, the other is given; ``options`` go over
-    the config of both. Raises ``ValueError`` for a user's mistake, ``CommandError`` for a command
-    that fails.
+    The table has the model trained here from ``config_path``, the given ``checkpoint``, and two
+    ways of guessing. ``options`` override the config of both models. Raises ``ValueError`` for a
+    user's mistake, ``CalledProcessError`` for a command that fails.
     """
+    from tabulate import tabulate
+
     from utils.config import load_config
     from utils.data.store import ReferStore
 
@@ -56,88 +52,87 @@ def run_demo(
         raise ValueError(f"{config_path}: data.dataset: {config.data.dataset!r}: should be 'demo'")
     if not checkpoint.is_file():
         raise ValueError(f"{checkpoint} is missing; it belongs to the project: git restore it")
-    run_command(["tools/prepare_datasets.py", "--dataset", "demo", "--root", config.data.root])
+    run_script(["tools/prepare_datasets.py", "--dataset", "demo", "--root", config.data.root])
     fingerprint = ReferStore(config.data.root, "demo").header["fingerprint"]
 
-    over = ["--opts", *options] if options else []
+    overrides = ["--opts", *options] if options else []
     folder = Path(config.run.folder or f"runs/{config_path.stem}")
     outputs = (folder / "test", Path(f"{folder}-committed"))
-    test = _test_command(folder / "best.safetensors", outputs[0], ["--config", config_path])
-    scores = {}
-    if fresh or read_scores(test + over, fingerprint, config) is None:
-        run_command(["train.py", "--config", _shown(config_path), *["--fresh"] * fresh, *over])
-    scores["trained here"] = _tested(test + over, fingerprint, config, fresh=fresh)
-    test = _test_command(checkpoint, outputs[1], [])
-    scores[f"committed {checkpoint.name}"] = _tested(test + over, fingerprint, fresh=fresh)
+    test = ["test.py", "--checkpoint", _shown(folder / "best.safetensors")]
+    test += ["--config", _shown(config_path), "--splits", *SPLITS, "--output", _shown(outputs[0])]
+    test += overrides
+    if fresh or read_scores(test, fingerprint, config) is None:
+        train = ["train.py", "--config", _shown(config_path), *["--fresh"] * fresh, *overrides]
+        run_script(train)
+    scores = {"trained here": run_test(test, fingerprint, config, fresh=fresh)}
+    test = ["test.py", "--checkpoint", _shown(checkpoint), "--splits", *SPLITS]
+    test += ["--output", _shown(outputs[1]), *overrides]
+    scores[f"committed {checkpoint.name}"] = run_test(test, fingerprint, fresh=fresh)
 
-    rows = {
-        split: {name: scores[name][split] for name in scores}
-        | {name: guess.to_dict() for name, guess in guess_scores(config.data.root, split).items()}
-        for split in SPLITS
-    }
+    rows: list[list[Any]] = []
+    for split in SPLITS:
+        values = {name: one[split] for name, one in scores.items()}
+        values |= {n: m.to_dict() for n, m in guess_scores(config.data.root, split).items()}
+        for name, measures in values.items():
+            label = split if name == "trained here" else ""
+            rows.append([label, name, *(measures[column] for column in COLUMNS)])
+    table = tabulate(rows, headers=["split", "", *COLUMNS], tablefmt="plain", floatfmt=".2f")
     pictures = " ".join(f"{_shown(output / split)}.png" for output in outputs for split in SPLITS)
-    return f"{table(rows)}\n\npictures: {pictures}"
+    return f"{table}\n\npictures: {pictures}"
 
 
-def run_command(words: Sequence[str]) -> None:
-    """Show a command of ours, run it and wait for it; ``CommandError`` if it fails."""
-    from utils.cli import Commands
-
+def run_script(words: Sequence[str]) -> None:
+    """Show a command of ours and run it to its end; ``CalledProcessError`` if it fails."""
     command = shlex.join(["python", *words])
     print(f"\n$ {command}", flush=True)
     with Commands() as commands:
         code = commands.run(words)
     if code:
-        raise CommandError(command, code)
+        raise subprocess.CalledProcessError(code, command)
 
 
-def _test_command(checkpoint: Path, output: Path, extra: Sequence[str | Path]) -> list[str]:
-    words = ["test.py", "--checkpoint", checkpoint, *extra, "--splits", *SPLITS, "--output", output]
-    return [_shown(word) if isinstance(word, Path) else word for word in words]
-
-
-def _tested(
+def run_test(
     command: Sequence[str], fingerprint: str, config: "Config | None" = None, *, fresh: bool
 ) -> Scores:
-    """Scores of a ``test.py`` command, which runs unless they are there."""
+    """Return the scores of a ``test.py`` command; run it unless they exist."""
     scores = None if fresh else read_scores(command, fingerprint, config)
-    if scores is None:
-        run_command(command)
-        scores = read_scores(command, fingerprint, config)
-        assert scores is not None, "test.py leaves results of the command, data and config it had"
-    else:
-        print(f"done already: {shlex.join(['python', *command])} (--fresh does it again)")
+    if scores is not None:
+        print(f"done already: {shlex.join(['python', *command])} (--fresh repeats it)")
+        return scores
+    run_script(command)
+    scores = read_scores(command, fingerprint, config)
+    assert scores is not None, "test.py writes the command, data and config that it had"
     return scores
 
 
 def read_scores(
     command: Sequence[str], fingerprint: str, config: "Config | None" = None
 ) -> Scores | None:
-    """What a ``test.py`` command left, None unless all it depends on is still the same.
+    """Read the results of a ``test.py`` command, or return None if they are of something else.
 
-    That is the command itself, its checkpoint, the data and, if it is given, the config.
+    The command, its checkpoint, the data and, if given, the config must be the same as now.
     """
+    from utils.files import sha256_of
+
     values = dict(pairwise(command))
     checkpoint, path = Path(values["--checkpoint"]), Path(values["--output"], "results.json")
     if not checkpoint.is_file() or not path.is_file():
         return None
     results = json.loads(path.read_text(encoding="utf-8"))
-    with checkpoint.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    fits = (
+    is_same = (
         results["command"] == shlex.join(["python", *command])
-        and results["checkpoint"]["sha256"] == sha256
+        and results["checkpoint"]["sha256"] == sha256_of(checkpoint)
         and results["data"]["fingerprint"] == fingerprint
         and (config is None or results["config"] == config.to_dict())
     )
-    return results["splits"] if fits else None
+    return results["splits"] if is_same else None
 
 
 def guess_scores(root: str | Path, split: str, *, seed: int = 0) -> dict[str, "Metrics"]:
-    """Scores of two predictors that know the objects of a picture but not the sentence.
+    """Score two predictors that know the objects of a picture but not the sentence.
 
-    One answers with the union of all objects, the other with one of them, chosen by ``seed`` and
-    the sentence. Masks are those of ``instances.json``, at the original size.
+    One answers with the union of all objects, the other with a random object, drawn from ``seed``
+    and the sentence. Masks are those of ``instances.json``, at the original size.
     """
     from pycocotools import mask as coco_mask
 
@@ -145,7 +140,7 @@ def guess_scores(root: str | Path, split: str, *, seed: int = 0) -> dict[str, "M
 
     all_objects: list[Record] = []
     one_object: list[Record] = []
-    for index, (reference, sentence, objects) in enumerate(_sentences(Path(root), split)):
+    for index, (reference, sentence, objects) in enumerate(read_sentences(Path(root), split)):
         truth = objects[reference["ann_id"]]
         chance = hashlib.sha256(f"{seed} {sentence[0]}".encode()).digest()
         names = sorted(objects)
@@ -162,10 +157,10 @@ def guess_scores(root: str | Path, split: str, *, seed: int = 0) -> dict[str, "M
     }
 
 
-def _sentences(
+def read_sentences(
     root: Path, split: str
 ) -> Iterator[tuple[dict[str, Any], tuple[int, str], dict[int, Any]]]:
-    """Every reference and sentence of ``split`` with the masks (RLE) of its picture's objects."""
+    """Yield every reference and sentence of ``split`` with the masks (RLE) of its picture."""
     from utils.prepare.masks import encode_mask
     from utils.prepare.refer import read_instances, refer_source
 
@@ -179,60 +174,40 @@ def _sentences(
         masks = objects.setdefault(image_id, {})
         masks[annotation["id"]] = {"size": list(size), "counts": counts.encode()}
     for entry in source.read():
-        reference = entry.record
-        if reference["split"] == split:
-            for number, sentence in reference["sentences"]:
-                yield reference, (number, sentence), objects[reference["image_id"]]
-
-
-def table(rows: Mapping[str, Scores]) -> str:
-    """Scores as text: ``rows[split][who][measure]``, in percent."""
-    width = max(len(who) for scores in rows.values() for who in scores) + 2
-    lines = [f"{'split':<8}{'':<{width}}" + "".join(f"{name:>8}" for name in COLUMNS)]
-    for split, scores in rows.items():
-        for position, (who, values) in enumerate(scores.items()):
-            label = split if position == 0 else ""
-            numbers = "".join(f"{values[name]:8.2f}" for name in COLUMNS)
-            lines.append(f"{label:<8}{who:<{width}}{numbers}")
-    return "\n".join(lines)
+        if entry.record["split"] == split:
+            for number, sentence in entry.record["sentences"]:
+                yield entry.record, (number, sentence), objects[entry.record["image_id"]]
 
 
 def _shown(path: Path) -> str:
-    """``path`` as one writes it in the project's folder."""
+    """``path`` as a user writes it in the project's folder."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument("--config", type=Path, default=ROOT / CONFIG, help=f"of the run ({CONFIG})")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=ROOT / CHECKPOINT, help=f"tested too ({CHECKPOINT})"
     )
     parser.add_argument(
-        "--config", type=Path, default=CONFIG, help=f"of the run ({CONFIG.relative_to(ROOT)})"
+        "--opts", nargs="+", default=[], metavar="key=value", help="keys that override the config's"
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=CHECKPOINT,
-        help=f"tested too ({CHECKPOINT.relative_to(ROOT)})",
-    )
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="key=value", help="keys that go over the config's"
-    )
-    parser.add_argument("--fresh", action="store_true", help="train and test anew")
+    parser.add_argument("--fresh", action="store_true", help="repeat training and tests")
     arguments = parser.parse_args(argv)
     config, checkpoint = arguments.config.resolve(), arguments.checkpoint.resolve()
     os.chdir(ROOT)  # configs name weights and data from there
-    try:
-        report = run_demo(config, checkpoint, options=arguments.opts, fresh=arguments.fresh)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CommandError as error:
-        print(f"\nstopped in: {error.command}\nrun the demo again to go on there", file=sys.stderr)
-        return error.code
-    print(f"\n{report}")
-    return 0
+
+    def run() -> int:
+        try:
+            report = run_demo(config, checkpoint, options=arguments.opts, fresh=arguments.fresh)
+        except subprocess.CalledProcessError as error:
+            print(f"\nstopped in: {error.cmd}\nrun the demo again to continue", file=sys.stderr)
+            return error.returncode
+        print(f"\n{report}")
+        return 0
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

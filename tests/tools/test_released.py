@@ -1,9 +1,11 @@
-"""Released checkpoints of CRIS: every key is used, and for what the paper uses it."""
+"""Released checkpoints compute what they computed, and nothing else is taken for one."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,12 +16,13 @@ from model import Segmenter, build_segmenter
 from model.backbones import BACKBONES, to_openai
 from model.backbones import weights as load
 from tools import convert_checkpoint
-from tools.released import load_released
+from tools.parity import read_keys
+from tools.released import load_released, read_released
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
 
-# models on the meta device: names and sizes alone are compared
+# models on the meta device: only names and sizes are compared
 pytestmark = pytest.mark.filterwarnings("ignore:.*which is a no-op")
 TINY = """
 data: {image_size: 64, max_words: 9}
@@ -59,8 +62,16 @@ IN_A_LAYER = {
 
 
 def build(name: str) -> Segmenter:
-    config = load_config(ROOT / f"config/{name}.yaml")
-    return build_segmenter(config.model, image_size=416, max_words=17, load_weights=False)
+    """Build a model of the configuration that a released checkpoint needs, without memory."""
+    config = load_config(ROOT / f"config/{name}{'_released' * name.startswith('etris')}.yaml")
+    with torch.device("meta"):
+        return build_segmenter(config.model, image_size=416, max_words=17, load_weights=False)
+
+
+def empty_state(name: str) -> dict[str, Tensor]:
+    """Make a released checkpoint of zeros that take no memory."""
+    keys = read_keys(ROOT / f"tests/golden/keys/{name}.tsv")
+    return {key: torch.zeros((), dtype=dtype).expand(shape) for key, (shape, dtype) in keys.items()}
 
 
 @pytest.fixture
@@ -136,14 +147,46 @@ def neck_of_cris(released: dict[str, Tensor], maps: tuple[Tensor, ...], sentence
     return convolution("coordconv.1", x)
 
 
-@pytest.mark.parametrize("name", ["cris_rn50", "cris_rn101"])
-def test_every_key_is_used(name: str, empty_state: Callable) -> None:
-    with torch.device("meta"):
-        segmenter = build(name)
-    load_released(segmenter, empty_state(name), "stand-in")
+@pytest.mark.parametrize(
+    "name", ["etris_rn50", "etris_rn101", "etris_vitb16", "cris_rn50", "cris_rn101"]
+)
+def test_every_key_of_a_released_checkpoint_is_used(name: str) -> None:
+    load_released(build(name), empty_state(name), "stand-in")
 
 
-def test_the_tiny_checkpoint_has_the_released_keys(tiny: Path, empty_state: Callable) -> None:
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("etris_rn50", "bridger.zoom_in.1.weight", "missing"),
+        ("etris_rn50", "bridger.zoom_in.7.weight", "unexpected"),
+        ("cris_rn50", "neck.f4_proj3.0.weight", "missing"),
+        ("cris_rn50", "neck.f6_cat.0.weight", "not those of .* CRIS"),
+    ],
+)
+def test_keys_that_differ_are_named(name: str, key: str, message: str) -> None:
+    state = empty_state(name)
+    if state.pop(key, None) is None:
+        state[key] = torch.zeros(1)
+    with pytest.raises(ValueError, match=rf"stand-in: .*{message}"):
+        load_released(build(name), state, "stand-in")
+
+
+@pytest.mark.parametrize(
+    ("config", "checkpoint", "message"),
+    [
+        ("cris_rn50", "etris_rn50", r"CRIS checkpoint .*config/cris_\*\.yaml"),
+        ("etris_rn50", "cris_rn50", r"ETRIS checkpoint .*config/cris_\*\.yaml"),
+        ("etris_rn101", "etris_rn50", r"visual\.layer3"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    config: str, checkpoint: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_released(build(config), empty_state(checkpoint), "stand-in")
+
+
+def test_the_tiny_checkpoint_has_the_released_keys(tiny: Path) -> None:
     def head(keys: object) -> set[str]:
         return {key for key in keys if not key.startswith("backbone.") or ".connect." in key}
 
@@ -177,28 +220,25 @@ def test_goes_round_through_the_tool(tiny: Path, tmp_path: Path, batch: tuple) -
         assert torch.equal(loaded(image, ids), segmenter(image, ids))
 
 
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [("neck.f4_proj3.0.weight", "missing"), ("neck.f6_cat.0.weight", "not those of .* CRIS")],
-)
-def test_keys_that_differ_are_named(key: str, message: str, empty_state: Callable) -> None:
-    state = empty_state("cris_rn50")
-    if state.pop(key, None) is None:
-        state[key] = torch.zeros(1)
-    with torch.device("meta"):
-        segmenter = build("cris_rn50")
-    with pytest.raises(ValueError, match=rf"stand-in: .*{message}"):
-        load_released(segmenter, state, "stand-in")
+def test_reads_what_the_released_training_saves(tmp_path: Path) -> None:
+    path = tmp_path / "best_model.pth"
+    content = {
+        "epoch": 50,
+        "cur_iou": np.float64(0.7),
+        "prec": {"Pr@50": np.float32(0.8)},
+        "state_dict": {"module.neck.txt_proj.bias": torch.ones(2)},
+        "scheduler": {"milestones": Counter({35: 1})},
+    }
+    torch.save(content, path)
+    assert torch.equal(read_released(path)["neck.txt_proj.bias"], torch.ones(2))
 
 
-@pytest.mark.parametrize(
-    ("config", "checkpoint"), [("cris_rn50", "etris_rn50"), ("etris_rn50_released", "cris_rn50")]
-)
-def test_the_other_method_is_refused_with_the_way_out(
-    config: str, checkpoint: str, empty_state: Callable
-) -> None:
-    with torch.device("meta"):
-        segmenter = build(config)
-    method = config.partition("_")[0].upper()
-    with pytest.raises(ValueError, match=rf"released {method} checkpoint .*config/cris_\*\.yaml"):
-        load_released(segmenter, empty_state(checkpoint), "stand-in")
+def test_code_in_a_released_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": {}, "prec": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(ValueError, match=r"trap\.pth: cannot be read"):
+        read_released(tmp_path / "trap.pth")
+    assert not (tmp_path / "ran").exists()
