@@ -1,11 +1,10 @@
-"""What can be measured: every case by its name."""
+"""List what the bench can measure: every case by its name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
 CONFIGS = (
     "config/etris_rn101.yaml",
@@ -13,123 +12,96 @@ CONFIGS = (
     "config/barleria_vitb16.yaml",
 )
 PRECISIONS = ("fp32", "bf16")
+PROFILED = ("train", "predict-1", "predict-8", "sentences-8")  # kinds of --profile
 
 
-class Kind(NamedTuple):
-    """What the cases of a kind have in common.
-
-    Attributes:
-        work: what one figure is of.
-        figure: the one that is compared; smaller is better.
-        by_model: whether there is a case for every configuration and precision.
-        on_device: whether it runs on the chosen device, and with the chosen threads; the others
-            run on one core.
-        fresh: whether a repetition needs a process that has not done it before; one is enough.
-    """
-
-    work: str
-    figure: str = "seconds"
-    by_model: bool = True
-    on_device: bool = True
-    fresh: bool = False
-
-
-KINDS = {
-    "train": Kind("a training step on 4 samples: forward, backward, optimizer"),
-    "memory": Kind("the most memory that a process holds over two such steps", "bytes", fresh=True),
-    "predict-1": Kind("1 picture of 640 x 480 and 1 sentence, from pixels to logits"),
-    "predict-8": Kind("8 pictures with a sentence each, from letterboxed pixels to logits"),
-    "sentences-8": Kind("1 picture and 8 sentences"),
-    "loader": Kind("a training sample from a JPEG of 640 x 480, on one core", by_model=False,
-                   on_device=False),
-    "loader-pixels": Kind("the same where resized images are kept (prepare_datasets.py --pixels)",
-                          by_model=False, on_device=False),
-    "postprocess": Kind("from a sentence's logits to its intersection and union at 640 x 480, on "
-                        "one core", by_model=False, on_device=False),
-    "startup": Kind("a new process, until it ends", by_model=False, on_device=False),
-    "end-to-end": Kind("a training step on 32 samples from the loader, then an evaluation"),
-}  # fmt: skip
-PROFILED = ("train", "predict-1", "predict-8", "sentences-8")  # what torch's operations take
-STARTUPS = ("train-help", "import-model")
+MODEL_KINDS = {  # a case for each configuration and precision, on the chosen device and threads
+    "train": "a training step on 4 samples: forward, backward, optimizer",
+    "memory": "the most memory that a process uses in two such steps",
+    "predict-1": "1 picture of 640 x 480 and 1 sentence, from pixels to logits",
+    "predict-8": "8 pictures with a sentence each, from letterboxed pixels to logits",
+    "sentences-8": "1 picture and 8 sentences",
+    "end-to-end": "a training step on 32 samples from the loader, then an evaluation",
+}
+CORE_KINDS = {  # one case each, on one core
+    "loader": "a training sample from a JPEG of 640 x 480",
+    "loader-pixels": "the same from resized images (prepare_datasets.py --pixels)",
+    "postprocess": "from a sentence's logits to its intersection and union at 640 x 480",
+    "startup/train-help": "a new process that runs train.py --help",
+    "startup/import-model": "a new process that imports the model",
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure; ``config`` is a path inside the checkout, or an absolute one."""
+    """One thing to measure, and how.
+
+    Attributes:
+        config: path of the YAML file.
+        clock: ``wall`` or ``processor``.
+        opts: keys that override the file's.
+        profile: whether to measure which operations take the time.
+    """
 
     name: str
     kind: str
     config: str = ""
     precision: str = "fp32"
+    device: str = "cpu"
+    threads: int = 1
+    rounds: int = 5
+    clock: str = "wall"
+    opts: Sequence[str] = ()
+    profile: bool = False
 
     @property
-    def model(self) -> str:
-        """The name of the configuration."""
-        return Path(self.config).stem
+    def is_of_memory(self) -> bool:
+        """Whether the figure is bytes, measured once in a process that has done nothing before."""
+        return self.kind == "memory"
+
+    @property
+    def figure(self) -> str:
+        """The name of the figure that is compared; smaller is better."""
+        return "bytes" if self.is_of_memory else "seconds"
 
 
 def list_cases(configs: Sequence[str] = CONFIGS) -> list[Case]:
-    """All cases of all kinds; ``ValueError`` if two configurations have one name."""
+    """List the cases of all kinds; ``ValueError`` if two configurations have the same name."""
     names = [Path(config).stem for config in configs]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"--config: {repeated[0]} stands twice, and cases go by that name")
-    cases = []
-    for kind, facts in KINDS.items():
-        if facts.by_model:
-            cases += [
-                Case(f"{kind}/{Path(config).stem}/{precision}", kind, config, precision)
-                for config in configs
-                for precision in PRECISIONS
-            ]
-        elif kind == "startup":
-            cases += [Case(f"startup/{name}", kind) for name in STARTUPS]
-        else:
-            cases.append(Case(kind, kind, configs[0]))
-    return cases
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--config: duplicate name {repeated[0]}; cases are named after the files")
+    by_model = [
+        Case(f"{kind}/{Path(config).stem}/{precision}", kind, config, precision)
+        for kind in MODEL_KINDS
+        for config in configs
+        for precision in PRECISIONS
+    ]
+    return by_model + [Case(name, name.partition("/")[0], configs[0]) for name in CORE_KINDS]
 
 
-def describe_cases() -> str:
-    """The names and what they measure, a line for each kind, for people."""
-    lines = []
-    for kind, facts in KINDS.items():
-        names = f"{kind}/MODEL/PRECISION" if facts.by_model else kind
-        names = f"startup/{{{','.join(STARTUPS)}}}" if kind == "startup" else names
-        lines += [f"  {names}", f"      {facts.work}"]
-    models = ", ".join(Path(config).stem for config in CONFIGS)
-    return "\n".join([*lines, f"MODEL: {models}; PRECISION: {', '.join(PRECISIONS)}"])
-
-
-def choose(
-    cases: Sequence[Case], patterns: Sequence[str], *, device: str, profiles: bool = False
+def choose_cases(
+    cases: Sequence[Case], patterns: Sequence[str], *, device: str, profile: bool = False
 ) -> list[Case]:
-    """The cases that any of ``patterns`` names, none: all that suit the device.
+    """Choose the cases that any of ``patterns`` names; without one, all that suit the device.
 
-    Where torch ``profiles``, they are those of :data:`PROFILED`.
-
-    A pattern is a name, its beginning up to a slash, or has wildcards: ``*/bf16``.
-
-    Raises:
-        ValueError: a pattern names none.
+    A pattern is a name, its beginning up to a slash, or has wildcards: ``*/bf16``. With
+    ``profile`` only cases of :data:`PROFILED` are chosen. ``ValueError`` for an unknown name.
     """
-    if profiles:
-        cases = [case for case in cases if case.kind in PROFILED]
+    cases = [case for case in cases if not profile or case.kind in PROFILED]
     if not patterns:
-        # a batch of 32 takes minutes on a CPU and says nothing of waiting for data there
+        # a batch of 32 takes minutes on a CPU, where nobody waits for data
         return [case for case in cases if device != "cpu" or case.kind != "end-to-end"]
-    names = [case.name for case in cases]
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {name for name in names if _is_named(name, pattern)}
+        found = {
+            case.name
+            for case in cases
+            if fnmatchcase(case.name, pattern) or case.name.startswith(f"{pattern}/")
+        }
         if not found:
-            kinds = dict.fromkeys(case.kind for case in cases)
-            beginnings = [*names, *(name.rpartition("/")[0] for name in names), *kinds]
-            near = get_close_matches(pattern, beginnings, n=1)
+            kinds = list(dict.fromkeys(case.kind for case in cases))
+            near = get_close_matches(pattern, [*kinds, *(case.name for case in cases)], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kinds)}"
-            whose = " that --profile is for" if profiles else ""
-            raise ValueError(f"--case {pattern!r} names no case{whose}; {hint}")
+            raise ValueError(f"--case {pattern!r}: no such case{' to profile' * profile}; {hint}")
         chosen |= found
     return [case for case in cases if case.name in chosen]
-
-
-def _is_named(name: str, pattern: str) -> bool:
-    return name == pattern or name.startswith(f"{pattern}/") or fnmatchcase(name, pattern)

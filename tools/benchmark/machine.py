@@ -1,10 +1,12 @@
-"""The machine that is measured on: its matrix rate, what others take of it, memory, exact time."""
+"""Measure the machine: time, matrix rate, load by other processes, memory, kinds of operations."""
 
 import ctypes
 import os
 import platform
+import re
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,53 +14,67 @@ from typing import Any
 
 import torch
 
-from tools.benchmark.task import Task
-from utils.memory import family, peak_size, present_size
+from utils.memory import peak_size, present_size
 
 PROC = Path("/proc")
 SIDE = 2048
 NUM_PRODUCTS = {"cpu": 3, "cuda": 300}
-LONGEST = 10.0
-IDLE = (3, 4)  # of the columns of /proc/stat: idle, and waiting for a disk
-NUM_TIMES = 8  # user to steal; what guests take is counted in user
-TIMES = slice(11, 15)  # of /proc/PID/stat after the name: own and children's, user and system
+MAX_SECONDS = 10.0
+# Kinds of operations by the name that torch gives them; the first pattern that fits counts.
+GROUPS = {
+    "products": r"(mm|addmm|bmm|baddbmm|mv|addmv|dot)_?",
+    "convolutions": r".*convolution.*",
+    "attention": r".*(softmax|attention).*",
+    "norms": r".*norm.*",
+    "copies": r"(.*copy|cat|fill|zero|index).*",
+    "random_numbers": r"random.*|bernoulli.*",
+    "resizing": r"upsample.*",
+    "optimizer": r".*adam.*",
+    "elementwise": r".*",
+}
 
 
 class Clock:
-    """``clock()``: seconds, read when the device has done all it was given.
+    """``clock()``: seconds, read when the device has finished its work.
 
-    They are those of the wall, or processor time of this process and its ended children.
+    ``kind`` is ``wall`` or ``processor``, the time of this process and its ended children.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.device, self.counts_processor = torch.device(task.device), task.clock == "processor"
+    def __init__(self, device: str, kind: str) -> None:
+        self.device, self.kind = torch.device(device), kind
 
     def __call__(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        if not self.counts_processor:
+        if self.kind == "wall":
             return time.perf_counter()
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return time.process_time() + children.ru_utime + children.ru_stime
 
+    def time(self, work: Callable[[], Any]) -> float:
+        """Return the seconds that ``work`` takes."""
+        began = self()
+        work()
+        return self() - began
 
-def calibrate(clock: Clock) -> dict[str, float]:
-    """GFLOP/s of products of two matrices of 2048 x 2048, in float32 and bf16.
 
-    Where these would take over :data:`LONGEST` seconds, as bf16 does on a processor that has no
-    instructions for it, those of 256 x 256.
+def measure_rates(clock: Clock) -> dict[str, float]:
+    """Measure products of two matrices in float32 and bf16, in GFLOP/s.
+
+    The matrices are 2048 x 2048, or 256 x 256 where those would take over :data:`MAX_SECONDS`, as
+    in bf16 on a processor without instructions for it.
     """
-    return {"fp32": _rate(torch.float32, clock), "bf16": _rate(torch.bfloat16, clock)}
-
-
-def _rate(dtype: torch.dtype, clock: Clock) -> float:
     number = NUM_PRODUCTS[clock.device.type]
-    tried = max(_measure(SIDE // 8, 1, dtype, clock) for _ in range(3))
-    is_slow = number * 2 * SIDE**3 / tried / 1e9 > LONGEST
-    return tried if is_slow else _measure(SIDE, number, dtype, clock)
+    rates = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        rate = max(_measure_rate(SIDE // 8, 1, dtype, clock) for _ in range(3))
+        if number * 2 * SIDE**3 / rate / 1e9 <= MAX_SECONDS:
+            rate = _measure_rate(SIDE, number, dtype, clock)
+        rates[name] = rate
+    return rates
 
 
-def _measure(side: int, number: int, dtype: torch.dtype, clock: Clock) -> float:
+def _measure_rate(side: int, number: int, dtype: torch.dtype, clock: Clock) -> float:
     left, right = (torch.randn(side, side, device=clock.device).to(dtype) for _ in range(2))
     product = left @ right
     began = clock()
@@ -68,7 +84,7 @@ def _measure(side: int, number: int, dtype: torch.dtype, clock: Clock) -> float:
 
 
 def count_flops(work: Callable[[], Any]) -> int:
-    """Floating point operations of the matrix products and convolutions of ``work``."""
+    """Count the floating point operations of the matrix products and convolutions of ``work``."""
     # its import of triton takes 70 MB, which would count as memory of a training step
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -77,61 +93,61 @@ def count_flops(work: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-class OtherLoad:
-    """The share of all processors that other processes take, from its making on."""
+def seconds_of_others() -> float | None:
+    """Return the processor time that other processes have used so far; None if it is unknown.
 
-    def __init__(self) -> None:
-        self._began, self._others = time.perf_counter(), _others_seconds()
-
-    def share(self) -> float | None:
-        """From 0 to 1; None where the system does not tell. It counts in hundredths of seconds."""
-        others = _others_seconds()
-        if others is None or self._others is None:
-            return None
-        whole = (time.perf_counter() - self._began) * (os.cpu_count() or 1)
-        return min(1.0, max(0.0, (others - self._others) / whole))
-
-
-def _others_seconds() -> float | None:
-    """Processor time that all processes but this and its children have used since the start."""
+    Linux counts in hundredths of seconds. Our own time includes child processes that have ended.
+    """
     try:
-        times = [int(word) for word in (PROC / "stat").read_text().split()[1 : 1 + NUM_TIMES]]
+        # user, nice, system, idle, waiting for a disk, interrupts (two), stolen; guests are in user
+        times = [int(word) for word in (PROC / "stat").read_text().split()[1:9]]
     except (OSError, ValueError):
         return None
-    busy = sum(times) - sum(times[column] for column in IDLE)
-    own = sum(_ticks(PROC / f"{process}/stat") for process in family(os.getpid()))
-    return (busy - own) / os.sysconf("SC_CLK_TCK")
+    busy = (sum(times) - times[3] - times[4]) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:4])
 
 
-def _ticks(path: Path) -> int:
-    with suppress(OSError):  # it has ended since
-        # a name may hold spaces, and brackets stand around it
-        return sum(map(int, path.read_text().rpartition(")")[2].split()[TIMES]))
-    return 0
-
-
-class PeakMeter:
-    """The most memory held from its making on: of the process, or on a GPU of tensors."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self.before = torch.cuda.memory_allocated(device)
-            return
-        _give_back()
+def measure_peak(device: torch.device, work: Callable[[], Any]) -> dict[str, float]:
+    """Measure the most bytes that the process uses during ``work``; on a GPU, its tensors."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        if platform.libc_ver()[0] == "glibc":
+            # freed memory from building the model would serve a step without being counted
+            ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # then the peak of building counts too, which is smaller
             (PROC / "self/clear_refs").write_text("5")
-        self.before = present_size(os.getpid())
-
-    def peak(self) -> int:
-        """Bytes, those held before included."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return max(peak_size(os.getpid()), self.before)
+        before = present_size(os.getpid())
+        work()
+        peak = max(peak_size(os.getpid()), before)
+    return {"bytes": peak, "added_bytes": peak - before}
 
 
-def _give_back() -> None:
-    """Let the system have what is free: building leaves room that a step would take uncounted."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+def profile(repeat: Callable[[], dict[str, float]], device: torch.device) -> dict[str, float]:
+    """Run ``repeat``; add the shares of its seconds in each of :data:`GROUPS` as ``in_GROUP``.
+
+    ``in_python`` is all else: Python, the profiler itself and, on a GPU, idle time.
+    """
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    is_gpu = device.type == "cuda"
+    with record(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_gpu]) as recorded:
+        figures = repeat()
+    micros: Counter[str] = Counter()
+    for event in recorded.key_averages():
+        if group := group_of(event.key):
+            micros[group] += event.self_device_time_total if is_gpu else event.self_cpu_time_total
+    shares = {f"in_{name}": micros[name] / 1e6 / figures["seconds"] for name in GROUPS}
+    return figures | shares | {"in_python": max(0.0, 1 - sum(shares.values()))}
+
+
+def group_of(operation: str) -> str | None:
+    """Return the group of an operation such as ``aten::addmm``; None for other events."""
+    library, _, name = operation.partition("::")
+    if library != "aten":
+        return None
+    return next(group for group, pattern in GROUPS.items() if re.fullmatch(pattern, name))
