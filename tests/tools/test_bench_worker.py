@@ -111,9 +111,7 @@ def test_a_slow_format_is_measured_on_small_matrices(monkeypatch: pytest.MonkeyP
     for limit, expected in ((1e9, {8, 64}), (0.0, {8})):
         sides.clear()
         monkeypatch.setattr(machine, "MAX_SECONDS", limit)
-        assert all(
-            rate > 0 for rate in machine.measure_rates(clock).values()
-        )
+        assert all(rate > 0 for rate in machine.measure_rates(clock).values())
         assert set(sides) == expected
 
 
