@@ -1,60 +1,60 @@
-"""Train the small CLIPs of the demo, contrastively, on captions of generated scenes.
+"""Train the small CLIPs of the demo contrastively on captions of generated scenes.
 
-    python tools/pretrain_demo_clip.py --name demo-vit --steps 20000
-
-No mask is ever seen in training. A batch holds scenes that are in no demo data set, a caption of
-each whole scene, and expressions that single out its objects. Three contrastive losses are summed:
+Training sees no mask. A batch has scenes that are in no demo data set, a caption of each whole
+scene, and expressions that single out its objects. Three contrastive losses are summed:
 
 1. CLIP's own (Radford et al., 2021), between pooled images and whole-scene captions;
 2. the same between expressions and images, where the similarity of a pair is that of its best
-   patches, log(sum_p exp(k cos(patch_p, text))) / k; pairs that happen to be true are left out;
+   patches, log(sum_p exp(k cos(patch_p, text))) / k, without pairs that happen to be true;
 3. within an image: the patches that an expression points at must fit it better than they fit the
    other expressions about the same image.
 
-Every interval adds a line to NAME-pretraining.jsonl, now and then with the pointing accuracy on
-held-out scenes: the share of expressions whose arg-max patch has its centre in the target. An
-interrupted run continues where it last wrote its weights.
+Every interval adds a line to NAME-pretraining.jsonl; at --eval-interval it has the pointing
+accuracy on held-out scenes: the share of expressions whose best patch has its centre in the
+target. An interrupted run continues from the last weights that it wrote.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils.cli import make_parser, run_command  # noqa: E402
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--name", choices=["demo-vit", "demo-resnet"], default="demo-vit")
-    parser.add_argument("--output", type=Path, help="weights file (default: pretrain/NAME.pt)")
-    parser.add_argument("--steps", type=int, default=20_000, help="optimizer steps (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=128, help="scenes a step (%(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak rate of AdamW (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes and weights (%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="drawing processes (%(default)s)")
-    parser.add_argument(
+EXAMPLES = "  python tools/pretrain_demo_clip.py --name demo-vit --steps 20000"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("--name", choices=["demo-vit", "demo-resnet"], default="demo-vit")
+    add("--output", type=Path, help="weights file (default: pretrain/NAME.pt)")
+    add("--steps", type=int, default=20_000, help="optimizer steps (%(default)s)")
+    add("--batch-size", type=int, default=128, help="scenes a step (%(default)s)")
+    add("--lr", type=float, default=1e-3, help="highest rate of AdamW (%(default)s)")
+    add("--seed", type=int, default=0, help="of scenes and weights (%(default)s)")
+    add("--workers", type=int, default=1, help="processes that draw scenes (%(default)s)")
+    add(
         "--attribute-steps",
         type=int,
         default=0,
-        help="first steps whose expressions name attributes alone (%(default)s)",
+        help="first steps, whose expressions name only attributes (%(default)s)",
     )
-    parser.add_argument("--log-interval", type=int, default=50, help="steps (%(default)s)")
-    parser.add_argument("--eval-interval", type=int, default=500, help="steps (%(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    return parser.parse_args(argv)
+    add("--log-interval", type=int, default=50, help="steps (%(default)s)")
+    add("--eval-interval", type=int, default=500, help="steps (%(default)s)")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    options = vars(parser.parse_args(argv))
+    options["output"] = options["output"] or ROOT / "pretrain" / f"{options['name']}.pt"
 
+    def run() -> None:
+        from tools.pretraining import Pretraining, pretrain
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = vars(parse_arguments(argv))
-    from tools.pretraining import Pretraining, pretrain
+        options["output"].parent.mkdir(parents=True, exist_ok=True)
+        pretrain(Pretraining(**options))
 
-    arguments["output"] = arguments["output"] or ROOT / "pretrain" / f"{arguments['name']}.pt"
-    arguments["output"].parent.mkdir(parents=True, exist_ok=True)
-    pretrain(Pretraining(**arguments))
+    return run_command(run, on_interrupt="stopped; the same command continues the run")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,19 +1,57 @@
-"""The demo CLIP's training: its losses by hand, and a run that stops and goes on."""
+"""The demo CLIPs' training: its batches, its losses by hand, and a run that stops and continues."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from model.backbones import read_weights, sizes_of_name, sizes_of_state
 from tools import pretraining
-from tools.pretraining import Pretraining, competition_loss, expression_loss, pretrain
+from tools.pretraining import (
+    Pretraining,
+    PretrainingBatches,
+    competition_loss,
+    expression_loss,
+    pretrain,
+)
+from utils.demo.language import STYLES
 from utils.files import read_json_lines
 
 OWNER = torch.tensor([0, 0, 1])  # two expressions about the first image, one about the second
 
 
-def test_expression_loss_ignores_what_happens_to_be_true():
+def batches(**changes: Any) -> PretrainingBatches:
+    values = {"stream": "train", "seed": 0, "batch_size": 16, "image_size": 64, "length": 3}
+    return PretrainingBatches(**(values | changes))
+
+
+def test_a_batch() -> None:
+    batch = batches(attribute_batches=1)[1]
+    texts, owner, unrelated = batch["expressions"], batch["owner"], batch["unrelated"]
+    assert batch["image"].shape == (16, 3, 64, 64) and batch["image"].dtype == torch.uint8
+    assert len(batch["captions"]) == 16
+    assert len(texts) == len(owner) == len(batch["style"]) == len(batch["target"])
+    assert owner.unique().tolist() == list(range(16))
+    assert batch["target"].flatten(1).any(dim=1).all()  # every target can be seen
+    assert len(batch["style"].unique()) > 1
+    # an expression is no negative of its own scene, nor of one with the same expression
+    assert not unrelated[owner, torch.arange(len(texts))].any()
+    first = {text: int(owner[i]) for i, text in enumerate(texts)}
+    assert not any(unrelated[first[text], column] for column, text in enumerate(texts))
+    assert unrelated.float().mean() > 0.5
+
+
+def test_streams_differ_and_repeat() -> None:
+    first, again, other = batches()[0], batches()[0], batches(stream="held out")[0]
+    assert torch.equal(first["image"], again["image"])
+    assert first["expressions"] == again["expressions"]
+    assert not torch.equal(first["image"], other["image"])
+    attributes = batches(attribute_batches=1)[0]["style"].unique()
+    assert attributes.tolist() == [STYLES.index("attribute")]
+
+
+def test_expression_loss_ignores_what_happens_to_be_true() -> None:
     torch.manual_seed(0)
     cosine = torch.rand(2, 3, 5)
     unrelated = torch.tensor([[False, False, False], [True, False, False]])
@@ -26,7 +64,7 @@ def test_expression_loss_ignores_what_happens_to_be_true():
     torch.testing.assert_close(loss, (over_images + over_texts) / 2)
 
 
-def test_competition_is_won_by_patches_of_ones_own():
+def test_competition_is_won_by_patches_of_ones_own() -> None:
     cosine = torch.full((2, 3, 4), -1.0)
     cosine[0, 0, 0] = cosine[0, 1, 1] = cosine[1, 2, 2] = 1.0
     apart = competition_loss(cosine, OWNER, torch.tensor(20.0))
@@ -36,50 +74,49 @@ def test_competition_is_won_by_patches_of_ones_own():
     torch.testing.assert_close(together, torch.tensor(2 / 3) * torch.tensor(2.0).log())
 
 
-def options(folder: Path, **changes) -> Pretraining:
-    values = {
-        "name": "demo-resnet",
-        "output": folder / "clip.pt",
-        "steps": 4,
-        "batch_size": 4,
-        "lr": 1e-3,
-        "seed": 0,
-        "workers": 0,
-        "attribute_steps": 2,
-        "log_interval": 1,
-        "eval_interval": 2,
-        "device": "cpu",
-    }
-    return Pretraining(**(values | changes))
+def options(folder: Path) -> Pretraining:
+    folder.mkdir(exist_ok=True)
+    return Pretraining(
+        name="demo-resnet",
+        output=folder / "clip.pt",
+        steps=3,
+        batch_size=2,
+        lr=1e-3,
+        seed=0,
+        workers=0,
+        attribute_steps=2,
+        log_interval=1,
+        eval_interval=1,
+        device="cpu",
+    )
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pretraining, "HELD_OUT", 4)
-    folders = [tmp_path / "whole", tmp_path / "stopped"]
-    for folder in folders:
-        folder.mkdir()
-    pretrain(options(folders[0]))
+def test_a_stopped_run_continues_as_if_it_had_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "HELD_OUT", 2)
+    whole, stopped = options(tmp_path / "whole"), options(tmp_path / "stopped")
+    pretrain(whole)
 
-    update = pretraining.update
-    calls = []
+    update, calls = pretraining.update, []
 
-    def break_off(*arguments):
+    def break_off(*arguments: Any) -> Any:
         calls.append(arguments)
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return update(*arguments)
 
     monkeypatch.setattr(pretraining, "update", break_off)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(options(folders[1]))
+        pretrain(stopped)
     monkeypatch.setattr(pretraining, "update", update)
-    pretrain(options(folders[1]))
+    pretrain(stopped)
 
-    whole, stopped = (read_weights(folder / "clip.pt") for folder in folders)
-    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
-    assert sizes_of_state(whole) == sizes_of_name("demo-resnet")
-    assert all(value.dtype == torch.float16 for value in whole.values())
-    rows = read_json_lines(folders[1] / "clip-pretraining.jsonl")
-    assert [row["step"] for row in rows if "step" in row] == [1, 2, 3, 4]
+    ours, theirs = read_weights(whole.output), read_weights(stopped.output)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert sizes_of_state(ours) == sizes_of_name("demo-resnet")
+    assert all(value.dtype == torch.float16 for value in ours.values())
+    rows = read_json_lines(stopped.output.with_name("clip-pretraining.jsonl"))
+    assert [row["step"] for row in rows if "step" in row] == [1, 2, 3]
     assert 0 <= rows[-1]["pointing"]["all"] <= 1
-    assert not (folders[1] / "clip.resume").exists()
+    assert not stopped.output.with_suffix(".resume").exists()
