@@ -25,8 +25,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.memory import keep_freed_memory  # noqa: E402
 from utils.cli import make_parser, run_command  # noqa: E402
+from utils.memory import keep_freed_memory  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
