@@ -362,16 +362,8 @@ def _section(
     title: str, note: str, panels: Iterable[tuple[np.ndarray, str]], columns: int
 ) -> np.ndarray:
     """Draw a title, a note, and the panels with their captions in rows."""
-    cells = [
-        stack(
-            [
-                picture,
-                np.full((GAP // 3, 1, 3), 255, np.uint8),
-                draw_text(caption, _column(columns), size=CAPTION),
-            ]
-        )
-        for picture, caption in panels
-    ]
+    width = _column(columns)
+    cells = [stack([picture, draw_text(text, width, size=CAPTION)]) for picture, text in panels]
     strips = [_text("", TEXT), _text(title, TITLE), *([_text(note, TEXT, GREY)] if note else [])]
     return stack([*strips, grid(cells, columns, gap=GAP)])
 
