@@ -23,12 +23,8 @@ WEIGHTS = {
     "EVA02-B/16": "4aab21dd652dc19aab7ff2302e5a07582d7838e8a3b26c80d697115fb0c6ddf0",
 }
 # Weights of other publishers: the folder, and the name of the file there and here.
-ELSEWHERE = {
-    "EVA02-B/16": (
-        "https://huggingface.co/QuanSun/EVA-CLIP/resolve/main",
-        "EVA02_CLIP_B_psz16_s8B.pt",
-    ),
-}
+EVA_URL = "https://huggingface.co/QuanSun/EVA-CLIP/resolve/main"
+ELSEWHERE = {"EVA02-B/16": (EVA_URL, "EVA02_CLIP_B_psz16_s8B.pt")}
 EXAMPLES = """  python tools/download_weights.py RN101
   python tools/download_weights.py ViT-B/16 --url https://mirror.example/clip/models"""
 

@@ -256,10 +256,9 @@ def inspect(options: argparse.Namespace) -> None:
     """Print the statistics of a split and write its sheet; ValueError for wrong options."""
     if options.sentence and not words_of(options.sentence):
         raise ValueError(f"--sentence {options.sentence!r} has no word; give one or more")
-    if options.sample < 0:
-        raise ValueError(f"--sample is {options.sample}; give 0 for no picture, or more")
-    if options.seed < 0:
-        raise ValueError(f"--seed is {options.seed}; give 0 or more")
+    for name, value in (("--sample", options.sample), ("--seed", options.seed)):
+        if value < 0:
+            raise ValueError(f"{name} is {value}; give 0 or more")
     if options.output is not None and options.output.suffix != ".png":
         raise ValueError(f"--output {options.output} should end in .png, the form it has")
     store = ReferStore(options.root, options.dataset)

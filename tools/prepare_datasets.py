@@ -48,16 +48,14 @@ FOLDER_ERRORS = {
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
-    names = f"{', '.join(DATASETS)}, or all for the four without the demo"
     add = parser.add_argument
+    names = f"{', '.join(DATASETS)}, or all for the four without the demo"
     add("--dataset", nargs="+", default=[], metavar="NAME", help=names)
     add("--root", type=Path, default=Path("datasets"), help="folder of all data (%(default)s)")
     add("--images", type=Path, metavar="DIR", help="folder of the images, or one that holds it")
     add("--download", action="store_true", help="download missing files")
-    verify = "read all that is packed and compare it with its checksums"
-    add("--verify", action="store_true", help=verify)
-    skip = "exclude references whose image is missing or damaged"
-    add("--skip-bad", action="store_true", help=skip)
+    add("--verify", action="store_true", help="read all that is packed, compare its checksums")
+    add("--skip-bad", action="store_true", help="exclude references with a missing or bad image")
     accept = "pack files that are not as published, and record how they differ"
     add("--accept-differences", action="store_true", help=accept)
     pixels = "also store images resized to data.image_size, which training then reads (390 KB each)"

@@ -104,7 +104,7 @@ def _cores(shape: Object) -> list[Expression]:
 
 
 def candidates(scene: Scene, index: int, style: str) -> list[Expression]:
-    """List expressions of one style about an object, whether they fit it or not."""
+    """List expressions of one of ``STYLES`` about an object, whether they fit it or not."""
     cores = _cores(scene.objects[index])
     if style == "attribute":
         return cores
@@ -112,19 +112,17 @@ def candidates(scene: Scene, index: int, style: str) -> list[Expression]:
     bare = [Expression(), *(core for core in cores if not all(core[:3]))]
     if style == "place":
         return [core._replace(place=place) for core in bare for place in PLACES]
-    if style == "relation":
-        anchors = [
-            anchor
-            for other, shape in enumerate(scene.objects)
-            if other != index
-            for anchor in _cores(shape)
-            if anchor.kind and fits(anchor, scene) == [other]
-        ]
-        return [
-            core._replace(relation=relation, anchor=anchor)
-            for core, relation, anchor in itertools.product(bare, RELATIONS, anchors)
-        ]
-    raise ValueError(f"no expression style {style!r}; known are {', '.join(STYLES)}")
+    anchors = [
+        anchor
+        for other, shape in enumerate(scene.objects)
+        if other != index
+        for anchor in _cores(shape)
+        if anchor.kind and fits(anchor, scene) == [other]
+    ]
+    return [
+        core._replace(relation=relation, anchor=anchor)
+        for core, relation, anchor in itertools.product(bare, RELATIONS, anchors)
+    ]
 
 
 def singles_out(expression: Expression, scene: Scene, index: int) -> bool:

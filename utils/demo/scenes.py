@@ -113,8 +113,6 @@ def make_scene(
 
     ``num_objects`` fixes the count (1 to 5). Others may cover up to about a third of an object.
     """
-    if num_objects is not None and not 1 <= num_objects <= max(NUM_OBJECTS):
-        raise ValueError(f"num_objects is {num_objects}; a scene holds 1 to {max(NUM_OBJECTS)}")
     # in blocks, as single draws are slow
     draws = (draw for _ in itertools.count() for draw in rng.random(128).tolist())
     count = _pick_count(next(draws)) if num_objects is None else num_objects

@@ -220,7 +220,7 @@ def unpack(
     """Write the files of a zip archive whose own names match ``pattern`` into ``folder``.
 
     Folders of the archive are ignored, so that no path in it leaves ``folder``. Files that exist
-    stay as they are, and a file that exists is complete.
+    stay as they are. A new folder is called ``folder``.part until it is complete.
 
     Returns:
         how many files were written, and how many existed.
@@ -231,26 +231,29 @@ def unpack(
     """
     from tqdm import tqdm
 
+    place = folder if folder.exists() else folder.with_name(f"{folder.name}.part")
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _members(archive, opened.infolist(), pattern)
-            new = {name: info for name, info in members.items() if not (folder / name).exists()}
+            new = {name: info for name, info in members.items() if not (place / name).exists()}
             total = sum(info.file_size for info in new.values())
-            check_space(folder, total, f"what {archive.name} holds")
-            folder.mkdir(parents=True, exist_ok=True)
+            check_space(place, total, f"what {archive.name} holds")
+            place.mkdir(parents=True, exist_ok=True)
             bar = tqdm(total=total, unit="B", unit_scale=True, disable=not shows_progress)
             bar.set_description(f"unpacking {archive.name}")
-            with bar, _explain_full_disk(folder):
+            with bar, _explain_full_disk(place):
                 for name, info in new.items():
-                    part = folder / f"{name}.part"
+                    part = place / f"{name}.part"
                     with opened.open(info) as source, part.open("wb") as file:
                         shutil.copyfileobj(source, file)
-                    os.replace(part, folder / name)
+                    os.replace(part, place / name)
                     bar.update(info.file_size)
     except _DAMAGE as error:
         raise ValueError(
             f"{archive} is no zip archive that can be read ({error}); delete it and fetch it again"
         ) from error
+    if place != folder:
+        os.replace(place, folder)
     return len(new), len(members) - len(new)
 
 

@@ -118,7 +118,7 @@ def find_or_fetch(
     if not jobs:
         return []
     missing = missing_files(root, jobs, force=force)
-    print(describe(root, jobs, images=images))
+    print(describe(root, jobs, images=images), flush=True)
     if missing:
         sizes = [bytes_to_fetch(root, folder) for folder in missing]
         archives = ", ".join(ARCHIVES[folder].name for folder in missing)
