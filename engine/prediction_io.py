@@ -91,9 +91,9 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as header:
-                header.draft("L", (1, 1))  # decodes a JPEG at an eighth, but reads all its bytes
-                header.load()
+            with Image.open(io.BytesIO(data)) as file:
+                file.draft("L", (1, 1))  # decodes a JPEG at an eighth, but reads all its bytes
+                file.load()
     except Exception as error:  # any, for formats that Pillow does not read but OpenCV has read
         if "truncated" in str(error):
             raise ValueError(f"{path}: the file is cut short; copy it again") from None

@@ -58,22 +58,20 @@ def choose_checkpoints(paths: Sequence[Path] | None) -> dict[str, Path]:
         ValueError: none is given and none of the demo is found, or one is given twice.
     """
     if not paths:
-        found = next((name for name in DEMO_CHECKPOINTS if (ROOT / name).is_file()), None)
-        if found is None:
-            raise ValueError(
-                f"no --checkpoint, and neither {' nor '.join(DEMO_CHECKPOINTS)} exists; "
-                "run `make demo`, or name one"
-            )
-        print(f"no --checkpoint: taking {found}")
-        paths = [ROOT / found]
-    names: dict[str, Path] = {}
+        found = [name for name in DEMO_CHECKPOINTS if (ROOT / name).is_file()]
+        if not found:
+            names = " nor ".join(DEMO_CHECKPOINTS)
+            raise ValueError(f"no --checkpoint, and neither {names} exists; run `make demo`")
+        print(f"no --checkpoint: taking {found[0]}")
+        paths = [ROOT / found[0]]
+    chosen: dict[str, Path] = {}
     for path in paths:
-        if path.resolve() in (other.resolve() for other in names.values()):
+        if path.resolve() in (other.resolve() for other in chosen.values()):
             raise ValueError(f"--checkpoint {path} is given twice; give it once")
         name = path.resolve().parent.name if path.stem in ("best", "last") else path.stem
-        number = sum(other.split(" (")[0] == name for other in names)
-        names[f"{name} ({number + 1})" if number else name] = path
-    return names
+        number = sum(other.split(" (")[0] == name for other in chosen)
+        chosen[f"{name} ({number + 1})" if number else name] = path
+    return chosen
 
 
 @contextlib.contextmanager
@@ -105,7 +103,7 @@ def listen(host: str, port: int) -> socket.socket:
         is_six = family == socket.AF_INET6
         return socket.create_server((host, port), family=family, dualstack_ipv6=is_six)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise ValueError(f"--host {host} --port {port}: {reason}; choose another") from None
 
 

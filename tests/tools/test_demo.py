@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -144,6 +145,8 @@ def test_another_host_is_warned_about(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
-    words = ["--port", "0", "--checkpoint", str(COMMITTED), "--device", "cpu"]
-    assert demo.main([*words, "--host", "0.0.0.0"]) == 0
+    segmenter = SimpleNamespace(backbone={"name": "RN50"})
+    predictor = SimpleNamespace(threshold=0.5, segmenter=segmenter, device="cpu")
+    monkeypatch.setattr("engine.prediction.load", lambda *_, **__: predictor)
+    assert demo.main(["--port", "0", "--host", "0.0.0.0"]) == 0
     assert "warning: --host 0.0.0.0" in capsys.readouterr().err

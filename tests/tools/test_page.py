@@ -141,7 +141,7 @@ def test_nothing_is_found_without_a_picture_or_downloaded_without_an_answer(
     shown, stage, problem = handlers.find(None, 0.35, "a star", *FIRST)
     assert shown is None and "stage empty" in stage and "No picture" in problem
     assert handlers.find_again(None, 0.35, "a star", *FIRST)[2] == ""
-    for file, problem in (handlers.masks(None, 0.35), handlers.overlays(None, 0.35, 0.5)):
+    for file, problem in (handlers.download(None, 0.35), handlers.download(None, 0.35, 0.5)):
         assert file is None and problem != ""
 
 
@@ -173,7 +173,7 @@ def test_masks_are_those_of_a_call_and_sliders_need_no_model(
     resized = cv2.resize(wanted, (SIDE, SIDE * 132 // 176), interpolation=cv2.INTER_NEAREST)
     assert np.array_equal(alpha, resized)
 
-    file, _ = handlers.masks(shown, threshold)
+    file, _ = handlers.download(shown, threshold)
     assert file is not None and file["name"] == "masks.zip"
     archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(file["uri"].partition(",")[2])))
     assert archive.namelist() == [
@@ -182,7 +182,7 @@ def test_masks_are_those_of_a_call_and_sliders_need_no_model(
         for number, words in ((1, "a-red-star"), (2, "the-ring"))
     ]
     assert np.array_equal(decode(archive.read("second-2-the-ring-mask.png")), wanted)
-    file, _ = handlers.overlays(shown, threshold, 0.5)
+    file, _ = handlers.download(shown, threshold, 0.5)
     assert file is not None and file["name"] == "overlays.zip"
 
 
@@ -194,7 +194,7 @@ def test_text_stays_text_and_one_mask_is_one_png(
     shown, stage, _ = handlers.find(shown, 0.35, "<b> {{7*7}}", *FIRST)
     assert "<b> " not in stage and "&lt;b&gt; {{7*7}}" in stage
     assert "&lt;b&gt;" in render_problem("no <b>")
-    files = [handlers.masks(shown, 0.35)[0], handlers.overlays(shown, 0.35, 0.5)[0]]
+    files = [handlers.download(shown, 0.35)[0], handlers.download(shown, 0.35, 0.5)[0]]
     assert [file and file["name"] for file in files] == ["1-b-7-7-mask.png", "overlay.png"]
 
 

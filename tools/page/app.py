@@ -85,9 +85,8 @@ def make_server(page: gr.Blocks, host: str, max_bytes: int = MAX_BYTES) -> uvico
 def _lay_out(handlers: Handlers, threshold: float) -> SimpleNamespace:
     """Lay out the page; return its parts by name."""
     names = list(handlers.predictors)
-    page = SimpleNamespace(
-        shown=gr.State(None, time_to_live=STORED_SECONDS), file=gr.JSON(visible=False)
-    )
+    page = SimpleNamespace(file=gr.JSON(visible=False))
+    page.shown = gr.State(None, time_to_live=STORED_SECONDS)
     gr.HTML(_head(handlers), elem_id="head")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
@@ -177,11 +176,9 @@ def _connect(handlers: Handlers, page: SimpleNamespace) -> None:
         **quiet,
     )
     gr.on([page.opacity.input, page.opacity.release], None, page.opacity, js="actions.setOpacity")
-    for button, handler, inputs in (
-        (page.masks, handlers.masks, [page.shown, page.threshold]),
-        (page.overlays, handlers.overlays, [page.shown, page.threshold, page.opacity]),
-    ):
-        made = button.click(handler, inputs, [page.file, page.problem], **quiet)
+    threshold = [page.shown, page.threshold]
+    for button, inputs in (page.masks, threshold), (page.overlays, [*threshold, page.opacity]):
+        made = button.click(handlers.download, inputs, [page.file, page.problem], **quiet)
         made.then(None, page.file, js="actions.save")
 
 

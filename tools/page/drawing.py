@@ -4,7 +4,7 @@ import base64
 import io
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,35 +73,30 @@ def render_examples(examples: Sequence[Example]) -> str:
     return TEMPLATES.get_template("examples.html").render(buttons=buttons)
 
 
-def mask_files(shown: Shown, threshold: float) -> dict[str, bytes]:
-    """Encode each mask as PNG, 0 or 255: ``1-the-red-star-mask.png``."""
+def make_download(shown: Shown, threshold: float, opacity: float | None) -> dict[str, str]:
+    """Make a file of the masks, or with ``opacity`` of the overlays; return its name and data URI.
+
+    Masks are PNG, 0 or 255, called ``1-the-red-star-mask.png``; an overlay is the picture as it is
+    shown, at its own size. Several files become a ZIP.
+    """
     files = {}
     for panel in shown.panels:
+        prefix = f"{_plain(panel.name)}-" if len(shown.panels) > 1 else ""
         masks = panel.probabilities > threshold
+        if opacity is not None:
+            drawn = cv2.cvtColor(lay_over(shown.image, masks, opacity), cv2.COLOR_RGB2BGR)
+            files[f"{prefix}overlay.png"] = _png(drawn)
+            continue
         for number, (text, mask) in enumerate(zip(shown.texts, masks, strict=True), 1):
-            name = f"{_prefix(shown, panel)}{number}-{_plain(text)}-mask.png"
-            files[name] = _png(mask.astype(np.uint8) * 255)
-    return files
-
-
-def overlay_files(shown: Shown, threshold: float, opacity: float) -> dict[str, bytes]:
-    """Encode the picture with the masks of each adapter as PNG: ``overlay.png``."""
-    files = {}
-    for panel in shown.panels:
-        drawn = lay_over(shown.image, panel.probabilities > threshold, opacity)
-        files[f"{_prefix(shown, panel)}overlay.png"] = _png(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-    return files
-
-
-def pack(files: Mapping[str, bytes], name: str) -> dict[str, str]:
-    """Make one download, ``name`` and ``uri``, of files: several become a ZIP called ``name``."""
+            files[f"{prefix}{number}-{_plain(text)}-mask.png"] = _png(mask.astype(np.uint8) * 255)
     if len(files) == 1:
         [(name, content)] = files.items()
         return {"name": name, "uri": data_uri(content, "image/png")}
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as stream:  # PNGs are compressed already
-        for inner, content in files.items():
-            stream.writestr(inner, content)
+        for name, content in files.items():
+            stream.writestr(name, content)
+    name = "masks.zip" if opacity is None else "overlays.zip"
     return {"name": name, "uri": data_uri(archive.getvalue(), "application/zip")}
 
 
@@ -158,10 +153,6 @@ def _tint(area: np.ndarray, colour: str) -> str:
 
 def _png(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".png", pixels)[1].tobytes()
-
-
-def _prefix(shown: Shown, panel: Panel) -> str:
-    return f"{_plain(panel.name)}-" if len(shown.panels) > 1 else ""
 
 
 def _plain(text: str) -> str:

@@ -9,13 +9,12 @@ from markupsafe import Markup
 
 from engine.prediction import Predictor
 
-from .drawing import COLOURS, Panel, Shown, jpeg_uri, mask_files, overlay_files, pack, render_stage
+from .drawing import COLOURS, Panel, Shown, jpeg_uri, make_download, render_stage
 from .inputs import Example, take_upload
 
 MAX_CHARACTERS = 1000
 MAX_PROBABILITIES = 100_000_000  # of one answer: 400 MB
 NOTHING = "nothing"  # to compare with
-NO_ANSWER = "nothing to download yet; find something first"
 
 # what a visitor sees, and as HTML the picture with its masks and the problem, if there is one
 View = tuple[Shown | None, str, str]
@@ -62,17 +61,13 @@ class Handlers:
             return _view(shown, threshold)
         return self.find(shown, threshold, *question)
 
-    def masks(self, shown: Shown | None, threshold: float) -> Download:
-        """Make a download of the masks: PNG, 0 or 255, at the size of the picture, or a ZIP."""
+    def download(
+        self, shown: Shown | None, threshold: float, opacity: float | None = None
+    ) -> Download:
+        """Make a download of the masks, or with ``opacity`` of the picture as it is shown."""
         if shown is None or not shown.panels:
-            return None, render_problem(NO_ANSWER)
-        return pack(mask_files(shown, threshold), "masks.zip"), ""
-
-    def overlays(self, shown: Shown | None, threshold: float, opacity: float) -> Download:
-        """Make a download of the picture as shown, at its own size: PNG, or a ZIP of two."""
-        if shown is None or not shown.panels:
-            return None, render_problem(NO_ANSWER)
-        return pack(overlay_files(shown, threshold, opacity), "overlays.zip"), ""
+            return None, render_problem("nothing to download yet; find something first")
+        return make_download(shown, threshold, opacity), ""
 
     def _answer(self, shown: Shown | None, text: str, names: Sequence[str]) -> Shown:
         """Run each of the named predictors on the picture, once for all lines of ``text``.
