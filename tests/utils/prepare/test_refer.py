@@ -377,79 +377,70 @@ def test_rows_that_nobody_names_are_not_looked_at(read: Callable) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"ref_id": "x"}, "reference at position 0 (counted from 0): ref_id: 'x'"),
+        ({"ref_id": "x"}, "at position 0 (counted from 0): ref_id: 'x'"),
         ({"ref_id": 1.5}, "ref_id: 1.5"),
         ({"ref_id": True}, "ref_id: True"),
         ({"ref_id": "²"}, "ref_id: '²'"),
-        ({"ann_id": [5]}, "reference 1: ann_id: [5]"),
-        ({"image_id": float("nan")}, "reference 1: image_id: nan"),
-        ({"category_id": "cat"}, "reference 1: category_id: 'cat'"),
-        ({"split": "dev"}, "reference 1: split 'dev' is none of train, val, testA, testB"),
-        ({"split": ["val"]}, "reference 1: split ['val']"),
-        ({"image_id": 3}, "reference 1: image 3 or annotation 5"),
-        ({"ann_id": 3}, "reference 1: image 9 or annotation 3"),
-        ({"sentences": []}, "reference 1: sentences: []"),
-        ({"sentences": "left"}, "reference 1: sentences: 'left'"),
-        ({"sentences": [3]}, "reference 1: sentences[0]: 3"),
-        ({"sentences": [{"sent_id": 1}]}, "sentences[0] has neither 'sent' nor 'raw'"),
-        ({"sentences": [{"sent": 5, "sent_id": 1}]}, "sentences[0]: sent: 5"),
-        ({"sentences": [{"sent": "a", "sent_id": "b"}]}, "sentences[0]: sent_id: 'b'"),
-        ({"sentences": ["\ud83d"]}, "sentences[0]: '\\ud83d'"),
+        ({"ann_id": [5]}, "1: ann_id: [5]"),
+        ({"image_id": float("nan")}, "1: image_id: nan"),
+        ({"category_id": "cat"}, "1: category_id: 'cat'"),
+        ({"split": "dev"}, "1: split 'dev' is none of train, val, testA, testB"),
+        ({"split": ["val"]}, "1: split ['val']"),
+        ({"image_id": 3}, "1: image 3 or annotation 5"),
+        ({"ann_id": 3}, "1: image 9 or annotation 3"),
+        ({"sentences": []}, "1: sentences: []"),
+        ({"sentences": "left"}, "1: sentences: 'left'"),
+        ({"sentences": [3]}, "1: sentences[0]: 3"),
+        ({"sentences": [{"sent_id": 1}]}, "1: sentences[0] has neither 'sent' nor 'raw'"),
+        ({"sentences": [{"sent": 5, "sent_id": 1}]}, "1: sentences[0]: sent: 5"),
+        ({"sentences": [{"sent": "a", "sent_id": "b"}]}, "1: sentences[0]: sent_id: 'b'"),
+        ({"sentences": ["\ud83d"]}, "1: sentences[0]: '\\ud83d'"),
     ],
 )
 def test_wrong_references_are_named(
     tmp_path: Path, read: Callable, changes: dict, named: str
 ) -> None:
-    with pytest.raises(ValueError, match=re.escape(named)) as caught:
+    path = tmp_path / "refcoco" / "refs(unc).p"
+    with pytest.raises(ValueError, match=rf"^{re.escape(f'{path}: reference ')}") as caught:
         read([make_ref(**changes)])
-    assert str(caught.value).startswith(str(tmp_path / "refcoco" / "refs(unc).p: reference "))
+    assert named in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("annotation", "image", "named"),
     [
-        *(
-            ({"segmentation": value}, "reference 1: annotation 5 of {} has no segmentation")
-            for value in ("none", None, [], {})
-        ),
-        ({"image_id": 8}, "image_id is 9, and annotation 5 of {} belongs to image 8"),
-        ({"image_id": None}, "{}: annotation 5: image_id: None"),
-        ({"id": "none"}, "{}: annotations[0] has no id"),
-        ({"id": None}, "{}: annotations[0]: id: None"),
+        *(({"segmentation": x}, {}, "annotation 5 of FILE") for x in ("none", None, [], {})),
+        ({"image_id": 8}, {}, "image_id is 9, and annotation 5 of FILE belongs to image 8"),
+        ({"image_id": None}, {}, "FILE: annotation 5: image_id: None"),
+        ({"id": "none"}, {}, "FILE: annotations[0] has no id"),
+        ({"id": None}, {}, "FILE: annotations[0]: id: None"),
+        ({}, {"file_name": 3}, "FILE: image 9: file_name 3"),
+        ({}, {"file_name": "a/.."}, "FILE: image 9: file_name 'a/..'"),
+        ({}, {"file_name": ""}, "FILE: image 9: file_name ''"),
+        ({}, {"height": 0}, "FILE: image 9: height 0"),
+        ({}, {"width": "wide"}, "FILE: image 9: width: 'wide'"),
+        ({}, {"width": "none"}, "FILE: image 9 has no width"),
+        ({}, {"id": "none"}, "FILE: images[0] has no id"),
     ],
 )
-def test_wrong_annotations_are_named(
-    tmp_path: Path, read: Callable, changes: dict, named: str
+def test_wrong_annotations_and_images_are_named(
+    tmp_path: Path, read: Callable, annotation: dict, image: dict, named: str
 ) -> None:
-    instances = tmp_path / "refcoco" / "instances.json"
-    with pytest.raises(ValueError, match=re.escape(named.format(instances))):
-        read(annotations=[make_annotation(**changes)])
+    path = tmp_path / "refcoco" / "instances.json"
+    images = [{key: value for key, value in (IMAGE | image).items() if value != "none"}]
+    with pytest.raises(ValueError, match=re.escape(named.replace("FILE", str(path)))):
+        read(annotations=[make_annotation(**annotation)], images=images)
 
 
-@pytest.mark.parametrize(
-    ("image", "named"),
-    [
-        (IMAGE | {"file_name": 3}, "image 9: file_name 3"),
-        (IMAGE | {"file_name": "a/.."}, "image 9: file_name 'a/..'"),
-        (IMAGE | {"file_name": ""}, "image 9: file_name ''"),
-        (IMAGE | {"height": 0}, "image 9: height 0"),
-        (IMAGE | {"width": "wide"}, "image 9: width: 'wide'"),
-        ({"id": 9, "file_name": "x.jpg"}, "image 9 has no height, width"),
-        (5, "images[0] has no id"),
-    ],
-)
-def test_wrong_images_are_named(read: Callable, image: Any, named: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"instances.json: {named}")):
-        read(images=[image])
-
-
-def test_duplicates_are_named(read: Callable) -> None:
+def test_duplicates_and_strange_rows_are_named(read: Callable) -> None:
     with pytest.raises(ValueError, match=r"reference 1: .*ref_id.* positions 0 and 2"):
         read([make_ref(), make_ref(ref_id=2), make_ref(ref_id="1")])
     with pytest.raises(ValueError, match=r"annotations\[1\]: duplicate id 5"):
         read(annotations=[make_annotation(), make_annotation(area=3)])
     with pytest.raises(ValueError, match=r"images\[1\]: duplicate id 9"):
         read(images=[IMAGE, IMAGE | {"width": 31}])
+    with pytest.raises(ValueError, match=r"images\[1\] has no id"):
+        read(images=[IMAGE, 5])
 
 
 def test_images_of_one_name_in_two_folders_are_named(read: Callable) -> None:
