@@ -11,7 +11,7 @@ SCRIPTS = sorted(
     path.relative_to(ROOT)
     for pattern in ("*.py", "tools/*.py")
     for path in ROOT.glob(pattern)
-    if path.name != "__init__.py"
+    if "__main__" in path.read_text("utf-8")  # the others are parts of a command
 )
 HEAVY = {"torch", "torchvision", "cv2", "open_clip", "timm", "wandb", "safetensors"}
 

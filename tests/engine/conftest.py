@@ -1,6 +1,5 @@
 """A fake segmenter and a fake data set with the faces of the real ones, for quick tests."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,6 @@ from torch.utils.data import Dataset
 
 from engine.checkpoint import load_state
 from engine.trainer import Trainer
-from tools.parity import read_keys
 from utils.config import Config
 from utils.data.dataset import MixedDataset, Sample
 from utils.data.transforms import Letterbox, letterbox_image, letterbox_mask
@@ -192,17 +190,3 @@ def fake_set() -> Any:
 @pytest.fixture
 def fake_segmenter() -> Any:
     return FakeSegmenter
-
-
-@pytest.fixture(scope="session")
-def empty_state() -> Callable[[str], dict[str, torch.Tensor]]:
-    """``empty_state("etris_rn50")``: a released checkpoint of zeros that take no memory."""
-
-    def make(model: str) -> dict[str, torch.Tensor]:
-        keys = read_keys(Path(__file__).parents[1] / f"golden/keys/{model}.tsv")
-        return {
-            name: torch.zeros((), dtype=dtype).expand(shape)
-            for name, (shape, dtype) in keys.items()
-        }
-
-    return make

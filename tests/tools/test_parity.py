@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools import parity
+from tools.golden import Difference, in_deviations
 from tools.parity import main
 
 ROOT = Path(__file__).parents[2]
@@ -59,8 +59,8 @@ def test_a_figure_that_differs_is_reported(
 
 
 def test_nan_and_another_shape_never_fit() -> None:
-    assert not parity.Difference("x", float("nan"), 1.0).fits
-    assert np.isnan(parity.in_deviations(torch.zeros(3), np.zeros(4, np.float32)))
+    assert not Difference("x", float("nan"), 1.0).fits
+    assert np.isnan(in_deviations(torch.zeros(3), np.zeros(4, np.float32)))
 
 
 @pytest.mark.parametrize(

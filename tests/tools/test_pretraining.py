@@ -86,7 +86,7 @@ def options(folder: Path) -> Pretraining:
         workers=0,
         attribute_steps=2,
         log_interval=1,
-        eval_interval=1,
+        eval_interval=2,
         device="cpu",
     )
 

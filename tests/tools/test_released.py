@@ -16,7 +16,7 @@ from model import Segmenter, build_segmenter
 from model.backbones import BACKBONES, to_openai
 from model.backbones import weights as load
 from tools import convert_checkpoint
-from tools.parity import read_keys
+from tools.golden import read_keys
 from tools.released import load_released, read_released
 from utils.config import load_config
 
