@@ -1,28 +1,27 @@
 """Write what a run has learnt, or two runs side by side, as one HTML file.
 
 The file needs no server and no network: configuration, parameters, curves, scores with intervals,
-what is found well and what is not, and a gallery that can be filtered.  A run may still be going;
-what is not there yet is left out.  Of two runs it says which sentences improved and which got
-worse.  For the gallery the best checkpoint is run again on the sentences that are shown.
+what is found well and what is not, and a gallery with a filter. A run may still be in progress; the
+page shows what there is. Of two runs it shows which sentences improved and which got worse. For the
+gallery the best checkpoint runs again on the sentences that are shown.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-EXAMPLE = """examples:
+from utils.cli import make_parser, run_command  # noqa: E402
+
+EXAMPLES = """\
   python tools/report.py runs/demo-etris
   python tools/report.py runs/demo-etris_vit runs/demo-frozen_vit --gallery 12
   python tools/report.py runs/etris_rn101 --gallery 0 --output etris.html"""
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="one folder, or two")
     parser.add_argument(
         "--output",
@@ -40,15 +39,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--root", type=Path, help="folder of the packed data; default: the run's data.root"
     )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
+    arguments = parser.parse_args(argv)
     folders: list[Path] = arguments.runs
     name = "-".join(["report", *(folder.resolve().name for folder in folders[1:])])
     output: Path = arguments.output or folders[0] / f"{name}.html"
-    try:
+
+    def run() -> None:
         if len(folders) > 2:
             raise ValueError(f"{len(folders)} runs are too many side by side; name one or two")
         if arguments.gallery < 0:
@@ -64,10 +60,8 @@ def main(argv: list[str] | None = None) -> int:
             page = make_page(runs, num_cases=arguments.gallery, device=processes.device)
         write_text(output, page)
         print(f"{output}: {len(page) / 1e6:.1f} MB")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

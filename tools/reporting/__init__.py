@@ -1,1 +1,1 @@
-"""A run as one HTML file that needs no server and no network."""
+"""Write a report of a run: one HTML file that needs no server and no network."""
