@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
 
         from engine.checkpoint import choose_config, read_checkpoint
         from engine.record import open_recording
-        from engine.scoring import Scoring, default_output, tables
+        from engine.results import Scoring, default_output, format_tables
         from utils.distributed import start_processes
         from utils.logging import start_logging
 
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             results = scoring.run(arguments.splits)
             if processes.is_main:
-                print(tables(results))
+                print(format_tables(results))
                 if recording is not None:
                     print(recording.write(results))
     except ValueError as error:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(arguments.config, arguments.opts)
         folder = run_folder(config, arguments.config)
 
-        from engine.run import train
+        from engine.trainer import train
         from utils.distributed import start_processes
 
         with start_processes() as processes:

@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from engine.differences import differences
 from engine.precision import scoring_precision, store_for_inference
 from model import Segmenter, build_segmenter
 from model.backbones import BACKBONES, sha256_of
@@ -40,7 +39,20 @@ _IRRELEVANT = (
     "decoder.initial_kernel",
     "decoder.train_connect",
 )
+# These keys change neither a loss nor the choice of the best checkpoint.
+KEYS_ALLOWED_TO_CHANGE_ON_RESUME = (
+    "run.",
+    "data.root",
+    "data.workers",
+    "eval.batch_size",
+    "model.backbone.weights",  # the file may move; its hash is compared
+    "train.max_minutes",
+    "train.recompute_towers",
+    "train.compile",
+)
+ABSENT = "(none)"
 State = dict[str, Any]  # of last.pt
+Differences = dict[str, tuple[Any, Any]]  # dotted key -> our value and theirs
 
 
 @dataclass(frozen=True)
@@ -212,8 +224,8 @@ def load_segmenter(checkpoint: Checkpoint, config: Config | None = None) -> Segm
 
 
 def _check_architecture(config: Config, checkpoint: Checkpoint) -> None:
-    unequal = differences(
-        config.model.model_dump(), checkpoint.config.model.model_dump(), apart_from=_IRRELEVANT
+    unequal = find_differences(
+        config.model.model_dump(), checkpoint.config.model.model_dump(), ignored=_IRRELEVANT
     )
     listed = [
         f"model.{key} is {trained!r} in it and {asked!r} in the config"
@@ -316,6 +328,57 @@ def load_state(path: Path) -> State:
         ) from error
 
 
+def is_finished(state: State, config: Config) -> bool:
+    """Return whether the run of ``state`` ended, by steps or time, and was scored at its end."""
+    minutes = config.train.max_minutes
+    is_in_time = minutes is None or state["elapsed"] < 60 * minutes
+    is_over = state["step"] >= state["total_steps"] or not is_in_time
+    return is_over and state["scored_step"] == state["step"]
+
+
+def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
+    """Make the folder of a run ready; return the state to continue from, or None.
+
+    ``fresh`` renames an old folder. Raises ``ValueError`` if the run in it has another config.
+    """
+    if fresh and folder.exists():
+        number = 1
+        while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        folder.rename(moved)
+    folder.mkdir(parents=True, exist_ok=True)
+    last = folder / "last.pt"
+    if not last.exists():
+        if (folder / "best.safetensors").exists():
+            raise ValueError(
+                f"{folder}: holds best.safetensors but no last.pt to go on from; --fresh begins "
+                "anew with its files moved aside, run.folder names another folder"
+            )
+        return None
+    state = load_state(last)
+    # Config gives keys that are newer than the run their defaults.
+    before = Config.from_dict(state["config"], source=str(last))
+    unequal = find_differences(
+        config.to_dict(), before.to_dict(), ignored=KEYS_ALLOWED_TO_CHANGE_ON_RESUME
+    )
+    if unequal:
+        raise ValueError(
+            f"{folder}: holds a run with another config: {describe_differences(unequal)}; --fresh "
+            "begins anew with its files moved aside, run.folder names another folder"
+        )
+    return state
+
+
+def check_backbone(state: State, segmenter: Segmenter, path: Path) -> None:
+    """Raise ``ValueError`` if the run of ``state``, read from ``path``, has another CLIP."""
+    backbone = segmenter.backbone
+    if state["backbone"] != backbone["sha256"]:
+        raise ValueError(
+            f"{path}: was trained on CLIP weights with SHA-256 {state['backbone']}, but "
+            f"{backbone['weights']} has {backbone['sha256']}; name the right file or use --fresh"
+        )
+
+
 def seed_process(seed: int, rank: int) -> None:
     """Seed torch so that each process draws other numbers for its dropout."""
     torch.manual_seed(int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]))
@@ -342,3 +405,33 @@ def restore_random_state(
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def find_differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], *, ignored: tuple[str, ...] = ()
+) -> Differences:
+    """Find the dotted keys whose values differ; return our value and theirs for each.
+
+    Keys that begin as one of ``ignored`` may differ. A list of sections counts as a section with
+    the keys 0, 1, ...; a list of plain values is a value.
+    """
+    mine, other = flatten(ours), flatten(theirs)
+    pairs = {key: (mine.get(key, ABSENT), other.get(key, ABSENT)) for key in [*mine, *other]}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and not key.startswith(ignored)}
+
+
+def describe_differences(unequal: Differences) -> str:
+    """Write differences out: ``train.lr is 0.1, was 0.2; train.seed is 1, was 0``."""
+    return "; ".join(f"{key} is {now!r}, was {before!r}" for key, (now, before) in unequal.items())
+
+
+def flatten(tree: Any, place: str = "") -> dict[str, Any]:
+    """Return the values of ``tree`` by their dotted keys, all of them below ``place``."""
+    if isinstance(tree, list) and any(isinstance(value, list | Mapping) for value in tree):
+        tree = {str(position): value for position, value in enumerate(tree)}
+    if not isinstance(tree, Mapping) or not tree:
+        return {place: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{place}.{key}" if place else key)
+    return flat

@@ -1,11 +1,16 @@
-"""Scores of masks, as sums of whole numbers that are divided once at the end."""
+"""Compute masks from logits, and scores from masks: sums of whole numbers, divided once."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
+
+import torch
+from torch import Tensor
 
 TENTHS = (5, 6, 7, 8, 9)
 RULE = (
@@ -13,11 +18,12 @@ RULE = (
     "mean, oIoU the sum of intersections over the sum of unions, Pr@X the share of sentences with "
     "IoU > X; all in percent"
 )
+INFINITY_BITS = 0x7F800000  # of float32; the bits of positive numbers are in the numbers' order
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one sentence scored: pixels in truth and prediction, and pixels in either."""
+    """What one sentence scored: pixels in both the truth and the prediction, and in either."""
 
     index: int
     ref_id: int
@@ -32,7 +38,7 @@ class Record:
         return self.intersection / self.union if self.union else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The row of the per-sample file."""
+        """Return the row of the per-sample file."""
         return asdict(self)
 
 
@@ -43,7 +49,7 @@ class Metrics:
     intersection: int
     union: int
     iou_sum: float
-    hits: tuple[int, ...]
+    hits: tuple[int, ...]  # sentences with IoU > 0.5, ..., 0.9
     count: int
 
     @property
@@ -57,7 +63,7 @@ class Metrics:
         return 100 * self.iou_sum / self.count if self.count else 0.0
 
     def to_dict(self) -> dict[str, float | int]:
-        """All scores in percent, then the sums they come from."""
+        """Return all scores in percent, then the sums they come from."""
         count = max(self.count, 1)
         precision = {
             f"Pr@0.{tenths}": 100 * n / count for tenths, n in zip(TENTHS, self.hits, strict=True)
@@ -67,7 +73,7 @@ class Metrics:
 
 
 def metrics_from_records(records: Iterable[Record]) -> Metrics:
-    """Sum up ``records``; their order changes no bit of the result.
+    """Add up ``records``; their order changes no bit of the result.
 
     IoUs are compared with 0.5 to 0.9 as whole numbers (``10 * intersection > 5 * union``) and
     summed exactly, so that no rounding decides.
@@ -80,3 +86,29 @@ def metrics_from_records(records: Iterable[Record]) -> Metrics:
         hits=tuple(sum(10 * r.intersection > t * r.union for r in records) for t in TENTHS),
         count=len(records),
     )
+
+
+def threshold_mask(logits: Tensor, threshold: float) -> Tensor:
+    """Return where ``sigmoid(logits) > threshold``, for logits in float32; NaN is outside."""
+    return logits > threshold_logit(threshold, logits.device)
+
+
+@lru_cache
+def threshold_logit(threshold: float, device: torch.device) -> float:
+    """Find the largest float32 logit for which ``sigmoid(logit) > threshold`` is false.
+
+    ``log(threshold / (1 - threshold))`` is near it but not it: a sigmoid in float32 has one value
+    for a range of logits, and each device rounds differently. The sigmoid never falls, so the first
+    logit inside is found by bisection over all float32 in their order.
+    """
+
+    def number(place: int) -> Tensor:
+        magnitude = torch.tensor(abs(place), dtype=torch.int32).view(torch.float32)
+        return magnitude if place >= 0 else -magnitude
+
+    def is_inside(place: int) -> bool:
+        return bool(number(place).to(device).sigmoid() > threshold)
+
+    places = range(-INFINITY_BITS, INFINITY_BITS + 1)
+    first_inside = places[0] + bisect_left(places, True, key=is_inside)
+    return float(number(first_inside - 1))

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from engine.checkpoint import load_for_inference, read_checkpoint
 from engine.evaluator import predict_logits
+from engine.metrics import threshold_mask
 from engine.precision import scoring_precision, store_for_inference
 from engine.prediction_io import Picture, as_rgb
-from engine.threshold import found
 from model import Segmenter
 from utils.config import Config
 from utils.data.tokenizer import tokenize
@@ -95,7 +95,7 @@ class Predictor:
         Raises:
             ValueError: a picture that cannot be read, or a sentence without words.
         """
-        masks = [found(one, self.threshold) for one in self.logits(image, text)]
+        masks = [threshold_mask(one, self.threshold) for one in self.logits(image, text)]
         return self._to_array(masks, text)
 
     def probability(self, image: Picture, text: str | Sequence[str]) -> np.ndarray:

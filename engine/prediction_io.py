@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from engine.threshold import found
+from engine.metrics import threshold_mask
 from utils.files import atomic_write, write_bytes, write_text
 from utils.images import overlay
 from utils.logging import progress_bar
@@ -250,7 +250,7 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         stored = []
         for number, logits in enumerate(self.predictor.each(image, texts), 1):
-            mask = found(logits, self.predictor.threshold).cpu().numpy()
+            mask = threshold_mask(logits, self.predictor.threshold).cpu().numpy()
             probability = logits.sigmoid().cpu().numpy()
             files = {}
             for kind in (kind for kind in KINDS if kind in self.kinds):

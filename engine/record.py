@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import State, load_state, read_checkpoint
-from engine.differences import differences, flatten, list_changes
+from engine.checkpoint import (
+    State,
+    describe_differences,
+    find_differences,
+    flatten,
+    is_finished,
+    load_state,
+    read_checkpoint,
+)
 from engine.evaluator import describe_protocol
 from engine.parameters import count
-from engine.provenance import describe_code
-from engine.results import read_results
-from engine.run import is_finished
+from engine.results import describe_code, read_results
 from utils.config import Config, load_config
 from utils.files import write_text
 
@@ -102,10 +107,10 @@ def open_recording(
     """
     saved = read_checkpoint(checkpoint)
     trained = saved.config
-    if changed := differences(config.to_dict(), trained.to_dict(), apart_from=KEYS_OF_A_TEST):
+    if changed := find_differences(config.to_dict(), trained.to_dict(), ignored=KEYS_OF_A_TEST):
         raise ValueError(
-            f"{checkpoint}: --record keeps a run as it was trained, but {list_changes(changed)}; "
-            "remove these changes, or --record"
+            f"{checkpoint}: --record keeps a run as it was trained, but "
+            f"{describe_differences(changed)}; remove these changes, or --record"
         )
     state = _read_last_state(checkpoint.parent)
     config_file = saved.metadata.get("config_file")  # checkpoints of earlier versions lack it
@@ -129,7 +134,7 @@ def list_departures(record: Mapping[str, Any]) -> list[str]:
         return []
     used = record["protocol"]
     ours = describe_protocol(Config(), None, precision="", name=used["name"], length=0)
-    unequal = differences(used, ours, apart_from=PROTOCOL_KEYS_OF_A_CONFIG)
+    unequal = find_differences(used, ours, ignored=PROTOCOL_KEYS_OF_A_CONFIG)
     return _changed_keys(Config.from_dict(record["config"]), record["config_file"]) + [
         f"protocol: {key} is {value!r}, the project's is {default!r}"
         for key, (value, default) in unequal.items()
@@ -139,7 +144,7 @@ def list_departures(record: Mapping[str, Any]) -> list[str]:
 def _changed_keys(config: Config, config_file: str) -> list[str]:
     """List the keys that change the numbers and are not as in the file; not another data set."""
     written = load_config(ROOT / config_file).to_dict()
-    unequal = differences(config.to_dict(), written, apart_from=KEYS_NOT_OF_A_FILE)
+    unequal = find_differences(config.to_dict(), written, ignored=KEYS_NOT_OF_A_FILE)
     return [
         f"{key} is {value!r}, {original!r} in the file"
         for key, (value, original) in unequal.items()

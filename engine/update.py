@@ -1,4 +1,4 @@
-"""One update of the weights: forward, backward and Adam over a batch that may come in parts."""
+"""Update the weights once: forward, backward and Adam over a batch, in parts if asked."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -16,10 +16,10 @@ from utils.distributed import Processes
 
 
 class GuardedAdam(torch.optim.Adam):
-    """Adam that leaves weights, moments and step counts alone while ``found_inf`` is 1.
+    """Adam that changes no weight, moment or step count while ``found_inf`` is 1.
 
     The fused kernel reads ``found_inf`` on the device (torch's own GradScaler sets it), so that a
-    bad update is left out without the host waiting for the device to tell.
+    bad update is skipped without the host waiting for the device.
     """
 
     found_inf: Tensor
@@ -30,13 +30,13 @@ class GuardedAdam(torch.optim.Adam):
             group["base_lr"] = group["lr"]
 
     def scale_rates(self, factor: float) -> None:
-        """Set every group's rate to ``factor`` times the one it was made with."""
+        """Set every group's rate to ``factor`` times its first one."""
         for group in self.param_groups:
             group["lr"] = factor * group["base_lr"]
 
 
 class Update:
-    """``update(batch)`` moves the weights along the mean loss over the batches of all processes."""
+    """``update(batch)`` takes one step along the mean loss over the batches of all processes."""
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class Update:
         self.device = processes.device
         self.parameters = [p for p in segmenter.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        # Set for good by the first loss or gradient that is not finite: no later update counts.
-        self.spoiled = torch.zeros((), device=self.device)
+        # 1 from the first loss or gradient on that is not finite: all later updates are skipped.
+        self.non_finite = torch.zeros((), device=self.device)
         self.parallel: DistributedDataParallel | None = None
         if processes.are_several:
             self.parallel = DistributedDataParallel(
                 segmenter,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                # gradients alone travel: what moves besides is shared when a run saves
+                # only gradients are sent: statistics are shared when a run saves
                 broadcast_buffers=False,
             )
         self.forward: Callable[[Tensor, Tensor], Tensor] = self.parallel or segmenter
@@ -70,37 +70,40 @@ class Update:
             self.forward = torch.compile(self.forward)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return ``[loss, norm of the gradient, 1 if spoiled]`` and which local samples are finite.
+        """Make one update from ``image (B, 3, S, S)``, ``ids (B, L)`` and ``mask (B, S, S)``.
 
-        ``batch``: ``image (B, 3, S, S)``, ``ids (B, L)``, ``mask (B, S, S)``. Nothing here waits
-        for the device. Once the loss or, but for fp16, the gradient is not finite, that update and
-        all later ones are left out. In fp16 the scaler leaves out an update whose scaled gradient
-        overflows and goes on with a smaller scale.
+        Nothing here waits for the device. Once a loss or a gradient is not finite, that update and
+        all later ones are skipped. In fp16 a gradient that overflows is no such case: the scaler
+        skips that update and continues with a smaller scale.
+
+        Returns:
+            ``[loss, norm of the gradient, 1 if one was not finite]``, and whether the logits of
+            each sample of this process are finite: bool (B,).
         """
         local_loss, finite = self._accumulate(batch)
         loss = self.processes.add_up(local_loss) / self.processes.world_size
-        self._spoil_unless(loss.isfinite())
+        self._skip_unless(loss.isfinite())
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.scaler.is_enabled():
-            # The scaler looks at gradients alone, and one of an infinite loss may be finite.
-            gradients[0] += torch.where(self.spoiled > 0, torch.nan, 0.0)
+            # The scaler checks only gradients, and those of an infinite loss may be finite.
+            gradients[0] += torch.where(self.non_finite > 0, torch.nan, 0.0)
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm(gradients)
         if self.max_norm:
             clip_grads_with_norm_(self.parameters, self.max_norm, norm)
         if not self.scaler.is_enabled():
-            self._spoil_unless(norm.isfinite())
-            self.optimizer.found_inf = self.spoiled
+            self._skip_unless(norm.isfinite())
+            self.optimizer.found_inf = self.non_finite
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return torch.stack([loss, norm, self.spoiled]), finite
+        return torch.stack([loss, norm, self.non_finite]), finite
 
-    def _spoil_unless(self, fine: Tensor) -> None:
-        self.spoiled = torch.maximum(self.spoiled, (~fine).float())
+    def _skip_unless(self, is_finite: Tensor) -> None:
+        self.non_finite = torch.maximum(self.non_finite, (~is_finite).float())
 
     def _accumulate(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Add up the gradient of the mean loss over ``batch``; the loss and the finite samples."""
+        """Compute the gradient of the mean loss over ``batch``; return loss and finite samples."""
         size = len(batch["image"])
         num_parts = -(-size // (self.micro_batch or size))
         chunks = {key: batch[key].tensor_split(num_parts) for key in ("image", "ids", "mask")}
@@ -110,7 +113,7 @@ class Update:
                 chunks[key][part].to(self.device, non_blocking=True)
                 for key in ("image", "ids", "mask")
             )
-            # The processes add up their gradients once, with the last part's.
+            # The processes add up their gradients once, after the last part.
             is_last = part == num_parts - 1
             with nullcontext() if is_last or not self.parallel else self.parallel.no_sync():
                 with autocast(self.precision, self.device):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from engine.checkpoint import read_checkpoint
-from engine.data import open_tests, open_training
 from engine.evaluator import predict_logits
+from engine.loaders import open_tests, open_training
 from engine.prediction import load
 from utils.config import load_config
 from utils.data.store import ReferStore

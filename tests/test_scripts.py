@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from engine.checkpoint import read_checkpoint
-from engine.data import open_split
+from engine.loaders import open_split
 from engine.metrics import Record, metrics_from_records
 from utils.config import Config, load_config
 from utils.demo.writer import write_demo

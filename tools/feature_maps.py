@@ -17,8 +17,8 @@ from matplotlib import colormaps
 from torch import Tensor, nn
 
 from engine.evaluator import predict_logits
+from engine.metrics import threshold_mask
 from engine.precision import autocast, scoring_precision
-from engine.threshold import found
 from model import Segmenter
 from model.backbones import CLIP
 from model.backbones.attention import Attention, hide, weigh
@@ -94,7 +94,7 @@ class ModelView:
     @property
     def mask(self) -> np.ndarray:
         """Where the probability is above the threshold: bool (H, W)."""
-        return found(self.logits, self.threshold).numpy()
+        return threshold_mask(self.logits, self.threshold).numpy()
 
 
 @torch.no_grad()

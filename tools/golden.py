@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.evaluator import PROTOCOLS, released_probability
 from engine.metrics import Record, metrics_from_records
 from engine.prediction_io import read_image
-from engine.protocols import PROTOCOLS, released_probability
 from engine.update import GuardedAdam, Update
 from model import Segmenter, build_segmenter
 from model.backbones.attention import Attention, Dropout

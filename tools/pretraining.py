@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from engine.provenance import provenance
+from engine.results import provenance
 from model.backbones import CLIP, sizes_of_name, to_openai
 from model.backbones.blocks import STEPS, sine_grid, to_tokens
 from model.backbones.vit import VisionTransformer

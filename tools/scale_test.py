@@ -246,7 +246,7 @@ def _check_space(folder: Path, num_images: int) -> None:
 def _write(path: Path, figures: dict[str, Any], found: list[Limit]) -> None:
     import torch
 
-    from engine.provenance import provenance
+    from engine.results import provenance
 
     values = {
         **provenance(torch.device("cpu")),

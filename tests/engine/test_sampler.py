@@ -2,7 +2,7 @@
 
 from itertools import chain
 
-from engine.sampler import BatchOrder
+from engine.loaders import BatchOrder
 
 
 def order(**options: int) -> list[list[int]]:

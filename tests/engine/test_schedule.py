@@ -4,12 +4,13 @@ from itertools import pairwise
 
 import pytest
 
-from engine.schedule import rate_factor
+from engine.trainer import rate_factor
+from utils.config import TrainConfig
 
 
 def factors(num: int, **options: object) -> list[float]:
-    defaults = {"schedule": "step", "total_steps": num, "steps_per_epoch": 2}
-    return [rate_factor(step, **(defaults | options)) for step in range(num)]
+    config = TrainConfig(**options)
+    return [rate_factor(step, config, total_steps=num, steps_per_epoch=2) for step in range(num)]
 
 
 def test_step_falls_at_each_milestone() -> None:
@@ -25,7 +26,8 @@ def test_cosine_ends_near_zero_by_steps_or_by_time() -> None:
     values = factors(100, schedule="cosine")
     assert values[0] == 1 and values[50] == pytest.approx(0.5) and values[-1] < 1e-3
     assert all(a > b for a, b in pairwise(values))
-    halfway = rate_factor(1, schedule="cosine", total_steps=100, steps_per_epoch=2, time_share=0.5)
+    cosine, of_run = TrainConfig(schedule="cosine"), {"total_steps": 100, "steps_per_epoch": 2}
+    halfway = rate_factor(1, cosine, **of_run, time_share=0.5)
     assert halfway == pytest.approx(0.5)
-    over = rate_factor(1, schedule="cosine", total_steps=100, steps_per_epoch=2, time_share=1.2)
+    over = rate_factor(1, cosine, **of_run, time_share=1.2)
     assert over == pytest.approx(0)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from engine.checkpoint import load_segmenter, read_checkpoint, save_checkpoint
+from engine.loaders import check_batch_size
 from engine.precision import store_frozen
-from engine.sampler import check_batch_size
 from engine.update import GuardedAdam, Update
 from model import build_segmenter
 from utils.distributed import Processes

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from conftest import make_config, make_trainer
 
-from engine.signals import Stopped
+from engine.stop import Stopped
 from engine.update import Update
 from utils.distributed import Processes, start_processes
 

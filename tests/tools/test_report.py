@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from engine.checkpoint import save_checkpoint
-from engine.data import open_tests
+from engine.loaders import open_tests
 from engine.metrics import Record, metrics_from_records
 from model import build_segmenter
 from model.backbones import sha256_of

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 
 from engine import precision
-from engine.signals import StopSignal
+from engine.stop import StopSignal
 from tools import sweep
 from tools.study import sweep as runner
 from tools.study.sweep import open_slots

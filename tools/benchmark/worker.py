@@ -23,12 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data import open_split, open_training
-from engine.evaluator import count_pixels, evaluate, predict_logits
+from engine.evaluator import Scene, count_pixels, evaluate, predict_logits
+from engine.loaders import open_split, open_training, train_loader
 from engine.prediction import Predictor
-from engine.provenance import provenance
-from engine.sampler import train_loader
-from engine.scenes import Scene
+from engine.results import provenance
 from engine.trainer import Trainer
 from engine.update import Update
 from model import Segmenter, build_segmenter

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from engine.differences import differences
+from engine.checkpoint import find_differences
 from tools.reporting.charts import NUM_COLOURS, Chart, bar_chart, line_chart
 from tools.reporting.gallery import Case, choose_cases, draw_cases
 from tools.reporting.runs import Run, Sets
@@ -71,7 +71,7 @@ def make_page(runs: Sequence[Run], *, num_cases: int, device: torch.device) -> s
         cases=cases,
         parameters=parameters,
         parts=list(dict.fromkeys(part for column in parameters for part in column)),
-        changed=differences(*(run.config.to_dict() for run in runs)) if len(runs) == 2 else {},
+        changed=find_differences(*(run.config.to_dict() for run in runs)) if len(runs) == 2 else {},
         num_colours=NUM_COLOURS,
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import read_checkpoint
-from engine.data import open_split, open_validation
+from engine.loaders import open_split, open_validation
 from engine.metrics import Record, metrics_from_records
 from engine.parameters import count
 from engine.results import read_results

@@ -6,11 +6,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from engine.differences import ABSENT, differences, flatten
+from engine.checkpoint import ABSENT, find_differences, flatten
 from engine.parameters import count
-from engine.provenance import DIRTY, describe_code
 from engine.record import KEYS_OF_A_RUN
-from engine.results import read_results
+from engine.results import DIRTY, describe_code, read_results
 from utils.config import Config
 from utils.files import atomic_write
 
@@ -88,7 +87,7 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
         first, seeds = members[0], dict[int, Run]()
         for run in members:
             configs = first.config.to_dict(), run.config.to_dict()
-            if unequal := differences(*configs, apart_from=KEYS_OF_A_RUN):
+            if unequal := find_differences(*configs, ignored=KEYS_OF_A_RUN):
                 key, (one, other) = next(iter(unequal.items()))
                 raise ValueError(
                     f"{first.path} and {run.path} are both called {name!r}, but {key} is {one!r} "

@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.checkpoint import load_state
-from engine.differences import Differences, differences, list_changes
+from engine.checkpoint import (
+    KEYS_ALLOWED_TO_CHANGE_ON_RESUME,
+    Differences,
+    describe_differences,
+    find_differences,
+    is_finished,
+    load_state,
+)
 from engine.record import RESULTS
-from engine.run import FREE_KEYS, is_finished
 from model.backbones import sha256_of
 from tools.study.comparison import Run, read_runs
 from tools.study.sweep_config import MethodConfig, SweepConfig, to_overrides
@@ -75,7 +80,7 @@ class Job:
         if self.record is not None and self.results.is_file():
             (run,) = read_runs([self.results])
             if changes := self._changes(run.config):
-                reason = f"with another config: {list_changes(changes)}"
+                reason = f"with another config: {describe_differences(changes)}"
             elif missing := self._missing_splits(run):
                 reason = f"without scores on {', '.join(missing)}"
             else:
@@ -94,8 +99,8 @@ class Job:
         if not changes:
             return None
         return (
-            f"{self.folder}: holds a run with another config: {list_changes(changes)}; give the "
-            "method another name or the sweep another folder, or move this one away"
+            f"{self.folder}: holds a run with another config: {describe_differences(changes)}; "
+            "give the method another name or the sweep another folder, or move this one away"
         )
 
     def _missing_splits(self, run: Run) -> list[str]:
@@ -103,7 +108,9 @@ class Job:
         return [split for split in self.splits if split not in scored]
 
     def _changes(self, other: Config) -> Differences:
-        return differences(self.config.to_dict(), other.to_dict(), apart_from=FREE_KEYS)
+        return find_differences(
+            self.config.to_dict(), other.to_dict(), ignored=KEYS_ALLOWED_TO_CHANGE_ON_RESUME
+        )
 
 
 def plan_jobs(sweep: SweepConfig, path: Path) -> list[Job]:

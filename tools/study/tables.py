@@ -9,11 +9,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
 
+from engine.evaluator import PROTOCOLS
 from engine.parameters import count
-from engine.protocols import PROTOCOLS
-from engine.provenance import describe_code
 from engine.record import list_departures
-from engine.results import splits_by_protocol
+from engine.results import describe_code, splits_by_protocol
 from tools.study.comparison import METRICS, Run, markdown_table, mean_and_range, read_runs
 from utils.config import load_config
 from utils.yaml_files import parse_yaml
