@@ -18,12 +18,13 @@ from utils.files import write_bytes
 
 PANEL = 208  # side of a picture on a contact sheet, in pixels
 GAP = 8  # between the cells of a sheet, in pixels
-SHEET_COLUMN = 3 * PANEL + 2 * GAP  # three pictures
-TEXT_SIZE = 14  # height of a line's letters, in pixels
+SHEET_COLUMN = 3 * (PANEL + GAP)  # three pictures, each with a gap
+SIZE = 14  # height of a line's letters, in pixels
 LINE_HEIGHT = 1.35  # over the height of the letters
 FONT = "DejaVu Sans"  # comes with matplotlib
 BLACK, GREY = "black", "dimgrey"
 TRUTH, PREDICTION = (60, 200, 80), (235, 60, 60)  # green, red
+Colour = tuple[int, int, int]
 
 
 class Case(NamedTuple):
@@ -37,11 +38,7 @@ class Case(NamedTuple):
 
 
 def overlay(
-    image: np.ndarray,
-    mask: np.ndarray,
-    colour: tuple[int, int, int] = PREDICTION,
-    *,
-    brightness: float = 1 / 3,
+    image: np.ndarray, mask: np.ndarray, colour: Colour = PREDICTION, *, brightness: float = 1 / 3
 ) -> np.ndarray:
     """Outline ``mask`` (H, W) in ``image`` (H, W, 3) and darken all else to ``brightness``.
 
@@ -53,19 +50,14 @@ def overlay(
 
 
 def draw_text(
-    text: str,
-    width: int,
-    *,
-    size: int = TEXT_SIZE,
-    colour: str = BLACK,
-    max_lines: int | None = None,
+    text: str, width: int, *, size: int = SIZE, colour: str = BLACK, max_lines: int | None = None
 ) -> np.ndarray:
     """Draw ``text`` on white in lines of at most ``width`` pixels: uint8 (H, ``width``, 3).
 
     After ``max_lines`` it ends in an ellipsis. A character is drawn if any installed font has it.
     """
-    families = dict.fromkeys([FONT, *(_find_family(x) for x in sorted(set("".join(text.split()))))])
-    font = FontProperties(family=list(families), size=size)
+    others = {_find_family(character) for character in "".join(text.split())} - {FONT}
+    font = FontProperties(family=[FONT, *sorted(others)], size=size)
     lines = [
         line
         for paragraph in text.splitlines() or [""]
@@ -133,13 +125,11 @@ def _pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _wrap(text: str, width: int, font: FontProperties, max_lines: int | None) -> list[str]:
     """Break ``text`` into lines that ``font`` draws in ``width`` pixels."""
-    renderer = FigureCanvasAgg(Figure(dpi=72)).get_renderer()
+    measure = FigureCanvasAgg(Figure(dpi=72)).get_renderer().get_text_width_height_descent
     num_characters = max(1, len(text))
     while True:
         lines = textwrap.wrap(text, num_characters, max_lines=max_lines, placeholder="…") or [""]
-        widest = max(
-            renderer.get_text_width_height_descent(x, font, ismath=False)[0] for x in lines
-        )
+        widest = max(measure(line, font, ismath=False)[0] for line in lines)
         if widest <= width or num_characters == 1:
             return lines
         num_characters = max(1, min(num_characters - 1, int(num_characters * width / widest)))
