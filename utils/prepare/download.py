@@ -37,7 +37,7 @@ class _BrokenTransferError(Exception):
     """The transfer broke off and may be resumed."""
 
 
-def fetch(urls: Sequence[str], path: Path, *, sha256: str, size: int) -> None:
+def download_from_any(urls: Sequence[str], path: Path, *, sha256: str, size: int) -> None:
     """Download ``path`` from the first of several addresses that gives the file of this SHA-256.
 
     The next address continues what one has sent, as the checksum of the whole file decides. The

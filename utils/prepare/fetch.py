@@ -10,7 +10,7 @@ from tabulate import tabulate
 from utils.data.datasets import LONG, REFCOCO, SHORT, dataset_facts
 from utils.data.store import packing_command, store_path
 from utils.prepare.annotations import Source
-from utils.prepare.download import check_space, fetch, free_space, unpack
+from utils.prepare.download import check_space, download_from_any, free_space, unpack
 from utils.prepare.images import packed_marks
 from utils.prepare.pack import packed_header
 from utils.prepare.refer import COCO, annotation_places, has_images, image_places, refer_source
@@ -272,7 +272,7 @@ def obtain(root: Path, folder: str, target: Path, *, shows_progress: bool = Fals
             needed = bytes_to_fetch(root, folder) + archive.size
             check_space(root, needed, f"{archive.name} and what it holds")
             logger.info(f"fetching {archive.name}, {archive.size:,} bytes")
-            fetch(archive.urls, path, sha256=archive.sha256, size=archive.size)
+            download_from_any(archive.urls, path, sha256=archive.sha256, size=archive.size)
         written, kept = unpack(path, target, archive.pattern, shows_progress=shows_progress)
         path.unlink()
     if not any(path.parent.iterdir()):

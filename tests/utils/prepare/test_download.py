@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from utils.prepare.download import CHUNK, DownloadError, check_space, download, fetch, unpack
+from utils.prepare.download import (
+    CHUNK,
+    DownloadError,
+    check_space,
+    download,
+    download_from_any,
+    unpack,
+)
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SIZE = len(CONTENT)
@@ -127,7 +134,9 @@ def test_addresses_are_tried_in_turn(server: Any, tmp_path: Path) -> None:
     server.files |= dict.fromkeys(("/gone", "/busy", "/wrong", "/good", "/unused"), CONTENT)
     server.plan = {"/gone": ["404"], "/busy": ["cut", "503"], "/wrong": ["wrong"]}
     urls = [f"{server.url}{path}" for path in server.files]
-    fetch(["http://127.0.0.1:1/file", *urls], tmp_path / "file", sha256=SHA256, size=SIZE)
+    download_from_any(
+        ["http://127.0.0.1:1/file", *urls], tmp_path / "file", sha256=SHA256, size=SIZE
+    )
     logger.remove(number)
     assert (tmp_path / "file").read_bytes() == CONTENT
     paths = [path for path, _ in server.requests]
@@ -143,7 +152,7 @@ def test_the_last_dead_address_lists_them_all(server: Any, tmp_path: Path) -> No
     path = tmp_path / "downloads" / "file"
     urls = [f"{server.url}/none", "http://127.0.0.1:1/file", "nowhere/file"]
     with pytest.raises(ValueError) as caught:
-        fetch(urls, path, sha256=SHA256, size=SIZE)
+        download_from_any(urls, path, sha256=SHA256, size=SIZE)
     text = str(caught.value)
     assert all(url in text for url in urls) and "\n" not in text
     assert "404 Not Found" in text and "Connection refused" in text and "No scheme" in text
