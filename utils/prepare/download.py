@@ -166,7 +166,7 @@ def _transfer(url: str, part: Path, *, size: int | None) -> None:
             if total is not None:
                 check_space(part.parent, total - start, f"the rest of {part.name}")
             with _explain_full_disk(part):
-                _append(response, part, skip=start - begin, total=total)
+                _write_body(response, part, begin, total)
     except (requests.ConnectionError, requests.Timeout) as error:
         raise _BrokenTransferError(f"no connection ({_innermost(error)})") from error
     except requests.exceptions.ChunkedEncodingError as error:
@@ -192,19 +192,19 @@ def _start_of_body(url: str, response: "requests.Response", wanted: int) -> int:
     return int(start)
 
 
-def _append(response: "requests.Response", part: Path, *, skip: int, total: int | None) -> None:
-    """Write a body to the end of ``part``, without its first ``skip`` bytes."""
+def _write_body(response: "requests.Response", part: Path, begin: int, total: int | None) -> None:
+    """Write a body into ``part`` from byte ``begin`` on."""
     from tqdm import tqdm
 
-    label, start = part.name.removesuffix(".part"), _size(part)
+    part.touch()
+    label = part.name.removesuffix(".part")
     pace = 0.1 if sys.stderr.isatty() else 30.0  # a log file gets a line now and then
-    bar = tqdm(total=total, initial=start, desc=label, unit="B", unit_scale=True, mininterval=pace)
-    with bar, part.open("ab") as file:
+    bar = tqdm(total=total, initial=begin, desc=label, unit="B", unit_scale=True, mininterval=pace)
+    with bar, part.open("r+b") as file:
+        file.seek(begin)  # a server without ranges sends the first bytes again
         for chunk in response.iter_content(CHUNK):
-            new = chunk[skip:]
-            skip -= len(chunk) - len(new)
-            file.write(new)
-            bar.update(len(new))
+            file.write(chunk)
+            bar.update(len(chunk))
 
 
 def _innermost(error: Exception) -> str:
