@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from engine.checkpoint import save_checkpoint
 from model import Segmenter, build_segmenter
 from model.backbones import CLIP, Sizes, to_openai
 from utils.config import Config
@@ -89,6 +91,29 @@ def tiny_config(clip_file: Callable[[str], Path]) -> Callable[..., Config]:
         data = {"image_size": IMAGE_SIZE, "max_words": MAX_WORDS, "workers": 0}
         data |= sections.pop("data", {})
         return Config.from_dict({"data": data, "model": values, **sections})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., Config]
+) -> Callable[..., Path]:
+    """``tiny_checkpoint(seed=0, image_size=64, adapter=None)``: a file of an untrained tiny ViT.
+
+    It has an adapter of that name, or else Bridger.
+    """
+
+    @cache
+    def make(seed: int = 0, image_size: int = IMAGE_SIZE, adapter: str | None = None) -> Path:
+        model = {"bridges": [], "adapters": [{"name": adapter}]} if adapter else None
+        sections = {"data": {"image_size": image_size}, "train": {"precision": "fp32"}}
+        config = tiny_config("vit", model, **sections)
+        torch.manual_seed(seed)
+        segmenter = build_segmenter(config.model, image_size=image_size, max_words=MAX_WORDS)
+        path = tmp_path_factory.mktemp("run") / "best.safetensors"
+        save_checkpoint(path, segmenter, config)
+        return path
 
     return make
 

@@ -12,23 +12,11 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from engine.checkpoint import save_checkpoint
 from engine.prediction import load
 from engine.prediction_io import KINDS
-from model import build_segmenter
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "predict.py"))
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable) -> Path:
-    config = tiny_config("vit", train={"precision": "fp32"})
-    torch.manual_seed(0)
-    segmenter = build_segmenter(config.model, image_size=64, max_words=9)
-    path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    save_checkpoint(path, segmenter, config)
-    return path
 
 
 @pytest.fixture
@@ -43,11 +31,11 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def predict(checkpoint: Path, tmp_path: Path) -> Callable[..., int]:
+def predict(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., int]:
     """Run predict.py into ``out/``; return its exit code."""
 
     def run(*words: str | Path) -> int:
-        arguments = ["--checkpoint", checkpoint, "--output", tmp_path / "out", *words]
+        arguments = ["--checkpoint", tiny_checkpoint(), "--output", tmp_path / "out", *words]
         return SCRIPT["main"]([str(word) for word in arguments])
 
     return run
@@ -62,11 +50,11 @@ def test_every_kind_of_output_is_a_choice() -> None:
 
 
 def test_every_output_of_a_folder_agrees_with_a_call(
-    predict: Callable[..., int], checkpoint: Path, pictures: Path, tmp_path: Path, capsys: Any
+    predict: Callable, tiny_checkpoint: Callable, pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
     texts = ["a star", "the ring"]
     words = [word for text in texts for word in ("--text", text)]
-    segmenter = load(checkpoint, device="cpu")
+    segmenter = load(tiny_checkpoint(), device="cpu")
     threshold = float(np.median(segmenter.probability(pictures / "a.png", "a star")))
     saved = ["--save", *SCRIPT["KINDS"], "--threshold", str(threshold), "--device", "cpu"]
     assert predict("--image", pictures, *words, *saved) == 0

@@ -5,7 +5,6 @@ import re
 import shutil
 import weakref
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.checkpoint import save_checkpoint
 from engine.prediction import Predictor, count_bytes, load
-from model import build_segmenter
 from model.backbones import sha256_of
 from utils.config import Config
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-FLOWS = {"bridges": [], "adapters": [{"name": "snf", "length": 2}]}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable
-) -> Callable[..., Path]:
-    """``checkpoint(image_size=64, flows=False)``: a file with a small model on the tiny ViT."""
-
-    @cache
-    def make(image_size: int = 64, flows: bool = False) -> Path:
-        config = tiny_config(
-            "vit",
-            FLOWS if flows else None,
-            data={"image_size": image_size},
-            train={"precision": "fp32"},
-        )
-        torch.manual_seed(0)
-        segmenter = build_segmenter(config.model, image_size=image_size, max_words=9)
-        path = tmp_path_factory.mktemp("run") / "best.safetensors"
-        save_checkpoint(path, segmenter, config)
-        return path
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def predictor(checkpoint: Callable[..., Path]) -> Predictor:
-    return load(checkpoint(), device="cpu")
+def predictor(tiny_checkpoint: Callable[..., Path]) -> Predictor:
+    return load(tiny_checkpoint(), device="cpu")
 
 
 def frozen(predictor: Predictor) -> dict[str, torch.Tensor]:
@@ -107,16 +80,16 @@ def test_wrong_calls_are_refused(predictor: Predictor, image: Any, text: Any, na
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_a_missing_device_is_named(checkpoint: Callable[..., Path], device: str) -> None:
+def test_a_missing_device_is_named(tiny_checkpoint: Callable[..., Path], device: str) -> None:
     with pytest.raises(ValueError, match=f"{device}.*use cpu, cuda or cuda:1"):
-        load(checkpoint(), device=device)
+        load(tiny_checkpoint(), device=device)
 
 
 def test_adapters_share_one_frozen_clip_and_keep_their_own(
-    checkpoint: Callable[..., Path], predictor: Predictor
+    tiny_checkpoint: Callable[..., Path], predictor: Predictor
 ) -> None:
     alone = predictor.probability(IMAGE, "a star")
-    other = load(checkpoint(flows=True), device="cpu")
+    other = load(tiny_checkpoint(adapter="snf"), device="cpu")
     for name, tensor in frozen(predictor).items():
         assert frozen(other)[name].data_ptr() == tensor.data_ptr(), name
     assert np.array_equal(predictor.probability(IMAGE, "a star"), alone)
@@ -128,15 +101,15 @@ def test_adapters_share_one_frozen_clip_and_keep_their_own(
 
 
 def test_only_equal_positions_are_shared_and_unused_tensors_are_freed(
-    checkpoint: Callable[..., Path], predictor: Predictor
+    tiny_checkpoint: Callable[..., Path], predictor: Predictor
 ) -> None:
-    first = load(checkpoint(image_size=96), device="cpu")
+    first = load(tiny_checkpoint(image_size=96), device="cpu")
     pointers = {name: tensor.data_ptr() for name, tensor in frozen(first).items()}
     others = frozen(predictor)
     different = {name for name, pointer in pointers.items() if pointer != others[name].data_ptr()}
     assert different == {"visual.positions"}
     assert first(IMAGE, "a star").shape == predictor(IMAGE, "a star").shape
-    second = load(checkpoint(image_size=96), device="cpu")
+    second = load(tiny_checkpoint(image_size=96), device="cpu")
     assert frozen(second)["visual.positions"].data_ptr() == pointers["visual.positions"]
     positions = weakref.ref(first.segmenter.encoder.clip.visual.positions)
     del first
@@ -148,11 +121,11 @@ def test_only_equal_positions_are_shared_and_unused_tensors_are_freed(
 
 
 def test_frozen_weights_are_stored_in_the_precision_of_the_run(
-    checkpoint: Callable[..., Path],
+    tiny_checkpoint: Callable[..., Path],
 ) -> None:
-    exact = load(checkpoint(), device="cpu")
+    exact = load(tiny_checkpoint(), device="cpu")
     config = Config.from_dict(exact.config.to_dict() | {"train": {"precision": "bf16"}})
-    halved = [load(checkpoint(), device="cpu", config=config) for _ in range(2)]
+    halved = [load(tiny_checkpoint(), device="cpu", config=config) for _ in range(2)]
     name = "visual.blocks.0.mlp.branch.fc1.weight"
     weights = [frozen(one)[name] for one in (exact, *halved)]
     assert [weight.dtype for weight in weights] == [torch.float32, *[torch.bfloat16] * 2]
@@ -163,13 +136,13 @@ def test_frozen_weights_are_stored_in_the_precision_of_the_run(
 
 
 def test_the_backbone_is_found_by_its_hash(
-    checkpoint: Callable[..., Path],
+    tiny_checkpoint: Callable[..., Path],
     predictor: Predictor,
     clip_file: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path, original = checkpoint(), clip_file("vit")
+    path, original = tiny_checkpoint(), clip_file("vit")
     sha256, away = sha256_of(original), original.with_name("away.pt")
     monkeypatch.chdir(tmp_path)
     original.rename(away)

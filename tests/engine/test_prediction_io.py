@@ -188,24 +188,20 @@ def test_wrong_tables_are_refused(
         read_pairs(tmp_path / name)
 
 
-def test_no_two_pictures_share_a_folder() -> None:
-    paths = ["x/a.jpg", "y/a.png", "A.jpg", "a-2.jpg", "predictions.json.png", "a-2-2.gif"]
-    names = folder_names(Path(path) for path in paths)
-    assert names == ["a", "a-2", "A-3", "a-2-2", "predictions.json-2", "a-2-2-2"]
-
-
 @pytest.mark.parametrize(
-    ("stem", "name"),
+    ("paths", "names"),
     [
-        ("..", "picture"),
-        (". .", "_"),
-        ("a b:c*d\\e\n", "a_b_c_d_e_"),
-        ("größe", "größe"),
-        ("图" * 99, "图" * 40),
+        (
+            ["x/a.jpg", "y/a.png", "A.jpg", "a-2.jpg", "predictions.json.png", "a-2-2.gif"],
+            ["a", "a-2", "A-3", "a-2-2", "predictions.json-2", "a-2-2-2"],
+        ),
+        (["...png", ". ..png"], ["picture", "_"]),
+        (["a b:c*d\\e\n.png", "größe.png"], ["a_b_c_d_e_", "größe"]),
+        (["图" * 99 + ".png"], ["图" * 40]),
     ],
 )
-def test_folder_names_are_safe(stem: str, name: str) -> None:
-    assert folder_names([Path(f"{stem}.png")]) == [name]
+def test_folder_names_are_unique_and_safe(paths: list[str], names: list[str]) -> None:
+    assert folder_names([Path(path) for path in paths]) == names
 
 
 MASK = np.zeros((9, 12), bool)

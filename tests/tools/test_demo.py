@@ -7,14 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 
 from tools import demo
 
@@ -106,14 +105,11 @@ def test_it_answers_this_machine_alone_and_leaves_nothing(
 ) -> None:
     process, url = served
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
-    page = urllib.request.urlopen(url).read().decode()
+    page = requests.get(url).text
     assert "Find what a sentence names" in page
-    outside = re.findall(
-        r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["'](?:https?:)?//""", page
-    )
-    assert outside == []
-    with pytest.raises(urllib.error.HTTPError, match="400"):
-        urllib.request.urlopen(urllib.request.Request(url, headers={"Host": "evil.example"}))
+    outside = r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["'](?:https?:)?//"""
+    assert re.findall(outside, page) == []
+    assert requests.get(url, headers={"Host": "evil.example"}).status_code == 400
     assert upload(url, b"given up") == 200
     folder = next(tmp_path.glob("page-*"))
     assert [path.read_bytes() for path in folder.rglob("*.png")] == [b"given up"]
@@ -129,14 +125,9 @@ def test_it_answers_this_machine_alone_and_leaves_nothing(
 
 def upload(url: str, content: bytes) -> int:
     """Send a file as the page does; the status of the answer."""
-    head = 'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    body = b"--b\r\n" + head.encode() + content + b"\r\n--b--\r\n"
-    kind = {"Content-Type": "multipart/form-data; boundary=b"}
-    request = urllib.request.Request(f"{url}/gradio_api/upload", data=body, headers=kind)
-    try:
-        return urllib.request.urlopen(request).status
-    except urllib.error.HTTPError as error:
-        return error.code
+    return requests.post(
+        f"{url}/gradio_api/upload", files={"files": ("a.png", content)}
+    ).status_code
 
 
 @needs_gradio

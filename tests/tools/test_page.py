@@ -15,9 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from engine.checkpoint import save_checkpoint
 from engine.prediction import Predictor, load
-from model import build_segmenter
 from tools.page.drawing import COLOURS, SIDE, lay_over, render_stage
 from tools.page.handlers import NOTHING, Handlers, render_problem
 from tools.page.inputs import draw_examples, read_examples, take_upload
@@ -29,19 +27,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def predictors(
-    tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable
-) -> dict[str, Predictor]:
+def predictors(tiny_checkpoint: Callable[..., Path]) -> dict[str, Predictor]:
     """Two small models on one tiny CLIP."""
-    config = tiny_config("vit", train={"precision": "fp32"})
-    found = {}
-    for seed, name in enumerate(BOTH):
-        torch.manual_seed(seed)
-        segmenter = build_segmenter(config.model, image_size=64, max_words=9)
-        path = tmp_path_factory.mktemp(name) / "best.safetensors"
-        save_checkpoint(path, segmenter, config)
-        found[name] = load(path, device="cpu")
-    return found
+    return {name: load(tiny_checkpoint(seed), device="cpu") for seed, name in enumerate(BOTH)}
 
 
 @pytest.fixture

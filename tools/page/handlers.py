@@ -49,7 +49,7 @@ class Handlers:
 
     def find(self, shown: Shown | None, threshold: float, text: str, name: str, other: str) -> View:
         """Run the adapter ``name``, and ``other`` unless it is ``NOTHING``, on all sentences."""
-        names = [one for one in dict.fromkeys((name, other)) if one != NOTHING]
+        names = list(dict.fromkeys([name] if other == NOTHING else [name, other]))
         try:
             return _view(self._answer(shown, text, names), threshold)
         except ValueError as error:
