@@ -12,7 +12,7 @@ class Entry(NamedTuple):
 
     Attributes:
         record: all of a record (``store.py``) but its mask in ``rle``. ``height`` and ``width``
-            are None where only the image could tell and it cannot be read.
+            are None where only the image can tell and it cannot be read.
         segmentation: COCO polygons, a COCO RLE, or the path of a mask image.
         place: file and reference or line, which begins every error message.
     """
@@ -27,13 +27,13 @@ class Source(NamedTuple):
 
     Attributes:
         dataset: its name.
-        files: the annotation files, whose checksums are kept.
+        files: the annotation files, whose checksums are stored.
         images: the folder of its images.
         image_store: name of the packed images.
         splits: those it may have, in order.
         read: all references in the order of the files; ValueError for what cannot be read.
         published: split -> published counts; empty for one's own data.
-        shares_images: whether an image may stand in several splits.
+        shares_images: whether an image may be in several splits.
     """
 
     dataset: str
@@ -44,3 +44,8 @@ class Source(NamedTuple):
     read: Callable[[], list[Entry]]
     published: dict[str, SplitFacts]
     shares_images: bool
+
+    @property
+    def file_list(self) -> str:
+        """The annotation files, for messages."""
+        return ", ".join(map(str, self.files))

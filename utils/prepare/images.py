@@ -1,8 +1,10 @@
-"""The image store: every image of a folder once, as its original bytes, each of them verified."""
+"""Pack images: each one once, as the bytes of its file, after decoding all of it."""
 
+import hashlib
+import io
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,13 +21,13 @@ from utils.data.store import (
     raw_header,
     read_marks,
 )
-from utils.prepare.image_files import Size, read_images
-from utils.prepare.workers import Workers
-from utils.prepare.writer import PLAN, Part, begin_part
+from utils.prepare.workers import Map, split_chunks
+from utils.prepare.writer import PLAN, StoreWriter
+
+Size = tuple[int, int]  # height and width in pixels
 
 LONGEST_NAME = 511 - len(CHECKSUM)  # bytes; LMDB takes no longer key
-CHUNK_BYTES = 1 << 22  # of image files that one worker reads at a time
-COMMIT_BYTES, COMMIT_IMAGES = 1 << 26, 256  # LMDB keeps in memory what is not committed
+CHUNK_IMAGES = 4  # that a worker reads at a time: one's own may take 10 MB each
 MOST_LISTED = 10
 
 
@@ -44,11 +46,11 @@ class PackedImages(NamedTuple):
 
 
 class ImagePacker:
-    """Adds images of a folder to a store.
+    """Add images of a folder to a store.
 
     Args:
         store: path of the image store.
-        folder: where the files lie.
+        folder: where the files are.
         sizes: name of every image -> height and width that its annotation gives; None for any.
         command: the command that packs them, for messages.
         force: read images again that are packed.
@@ -72,35 +74,34 @@ class ImagePacker:
         self._num_bytes = {name: _file_bytes(folder / name) for name in sizes}
 
     def pack(
-        self, groups: Mapping[str, Collection[str]], workers: Workers, *, shows_progress: bool
+        self, groups: Mapping[str, Collection[str]], run: Map, *, shows_progress: bool
     ) -> PackedImages:
-        """Pack the images of every split, in ``groups``, that are not packed or changed since.
+        """Pack the images of every split, in ``groups``, that are not packed or have changed.
 
         Raises:
             ValueError: the folder is missing, or images of it are missing, damaged or of another
                 size than annotated. The good ones need not be read again.
         """
         seconds = dict.fromkeys(groups, 0.0)
-        packed = self._packed()
+        packed = self._read_packed()
         self.marks = {} if self.force else packed or {}
-        if any(self._is_lacking(name) for name in self.sizes):
-            with closing(self._begin(is_kept=packed is not None)) as part:
-                lacking = [name for name in self.sizes if self._is_lacking(name)]
-                part.expected = sum(self._num_bytes[name] or 0 for name in lacking)
-                with tqdm(total=len(lacking), unit="images", disable=not shows_progress) as bar:
-                    for split, group in groups.items():
+        if any(map(self._is_missing, self.sizes)):
+            with closing(self._open_writer(None if packed is None else self.store)) as writer:
+                total = sum(map(self._is_missing, self.sizes))
+                with tqdm(total=total, unit="images", disable=not shows_progress) as bar:
+                    for split, names in groups.items():
                         began = time.monotonic()
-                        self._add(part, sorted(filter(self._is_lacking, group)), workers, bar)
+                        self._add(writer, sorted(filter(self._is_missing, names)), run, bar)
                         seconds[split] = time.monotonic() - began
                 self._refuse_bad()
-                part.put([(HEADER, json.dumps({"format": FORMAT}).encode())])
-                part.finish()
+                writer.put([(HEADER, json.dumps({"format": FORMAT}).encode())])
+                writer.finish()
         self._refuse_bad()
         good = {name: self.marks[name] for name in self.sizes if name not in self.bad}
         return PackedImages(good, self.bad, seconds)
 
-    def _packed(self) -> dict[str, Mark] | None:
-        """The marks of the store that is there; None if it cannot be built upon."""
+    def _read_packed(self) -> dict[str, Mark] | None:
+        """Read the marks of the store; None if images cannot be added to a copy of it."""
         try:
             return packed_marks(self.store, self.command)
         except ValueError as error:
@@ -109,66 +110,42 @@ class ImagePacker:
             print(f"{error}: this is done now, for the images of this data set", flush=True)
             return None
 
-    def _begin(self, *, is_kept: bool) -> Part:
-        """Open the file aside, and put into ``marks`` what it holds already.
-
-        ``is_kept`` if it begins with what the store holds, for other data sets too.
-        """
+    def _open_writer(self, basis: Path | None) -> StoreWriter:
+        """Begin or resume a store that has what ``basis`` has, for other data sets too."""
         if not self.folder.is_dir():
             raise ValueError(
                 f"the folder {self.folder} is missing; put the images there "
                 "(datasets/README.md says where they come from), or name theirs with --images"
             )
-        basis = self.store if is_kept else None
         status = basis and basis.stat()
         plan = {"format": FORMAT, "basis": status and [status.st_size, status.st_mtime_ns]}
-        part = begin_part(self.store, plan, basis=basis, fresh=self.force)
-        self.marks = {} if self.force else read_marks(part.environment)
-        return part
+        writer = StoreWriter(self.store, plan, basis=basis, fresh=self.force)
+        self.marks = {} if self.force else read_marks(writer.environment)
+        return writer
 
-    def _is_lacking(self, name: str) -> bool:
-        """Whether an image has to be read: it is not packed, or its file has another length."""
+    def _is_missing(self, name: str) -> bool:
+        """Tell whether to read an image: it is not packed, or its file has another length."""
         mark, num_bytes = self.marks.get(name), self._num_bytes[name]
-        is_read = mark is not None and num_bytes in (None, mark.num_bytes)
-        return not is_read and name not in self.bad
+        is_packed = mark is not None and num_bytes in (None, mark.num_bytes)
+        return not is_packed and name not in self.bad
 
-    def _add(self, part: Part, names: Iterable[str], workers: Workers, bar: Any) -> None:
-        """Read images in the worker processes and write the good ones, some at a time."""
-        items: list[tuple[bytes, bytes]] = []
-        size = 0
-        for results in workers.map(partial(read_images, self.folder), self._chunks(names)):
+    def _add(self, writer: StoreWriter, names: Iterable[str], run: Map, bar: Any) -> None:
+        """Read images in the worker processes and write the good ones."""
+        chunks = split_chunks(names, CHUNK_IMAGES)
+        for results in run(partial(read_images, self.folder), chunks):
             for name, data, mark in results:
                 bar.update()
-                fault = mark if isinstance(mark, str) else self._fault(name, mark)
+                fault = mark if isinstance(mark, str) else self._find_fault(name, mark)
                 if fault:
                     self.bad[name] = fault
                     continue
-                assert isinstance(mark, Mark)
                 self.marks[name] = mark
-                items.append((name.encode(), data))
-                items.append((f"{CHECKSUM}{name}".encode(), json.dumps(mark).encode()))
-                size += len(data)
-            if size >= COMMIT_BYTES or len(items) >= 2 * COMMIT_IMAGES:
-                part.put(items)
-                items, size = [], 0
-        if items:
-            part.put(items)
+                key = f"{CHECKSUM}{name}".encode()
+                writer.put([(name.encode(), data), (key, json.dumps(mark).encode())])
+        writer.commit()
 
-    def _chunks(self, names: Iterable[str]) -> Iterator[list[str]]:
-        """Names in lists of about ``CHUNK_BYTES`` of files."""
-        chunk: list[str] = []
-        size = 0
-        for name in names:
-            chunk.append(name)
-            size += self._num_bytes[name] or 0
-            if size >= CHUNK_BYTES or len(chunk) >= COMMIT_IMAGES:
-                yield chunk
-                chunk, size = [], 0
-        if chunk:
-            yield chunk
-
-    def _fault(self, name: str, mark: Mark) -> str:
-        """Why an image cannot be packed although it can be read; empty if it can."""
+    def _find_fault(self, name: str, mark: Mark) -> str:
+        """Say why an image cannot be packed although it can be read; empty if it can."""
         key = name.encode(errors="replace")
         if len(key) > LONGEST_NAME:
             return f"its name is longer than {LONGEST_NAME} bytes"
@@ -183,9 +160,9 @@ class ImagePacker:
         return ""
 
     def _refuse_bad(self) -> None:
-        """``ValueError`` lists the images that cannot be packed, unless they are skipped."""
+        """Raise ``ValueError`` with the images that cannot be packed, unless they are skipped."""
         for name in self.sizes:
-            if name in self.marks and (fault := self._fault(name, self.marks[name])):
+            if name in self.marks and (fault := self._find_fault(name, self.marks[name])):
                 self.bad[name] = fault
         if not self.bad or self.skip_bad:
             return
@@ -200,18 +177,68 @@ class ImagePacker:
 
 
 def packed_marks(store: Path, command: str) -> dict[str, Mark] | None:
-    """The marks of all images of a store by name; None without a store of this format.
+    """Read the marks of an image store by name; None without a store of this format.
 
     Raises:
-        ValueError: there is a file that is none of ours; ``command`` is named in it.
+        ValueError: the file is not one of ours; ``command`` packs it.
     """
     if not store.exists():
         return None
     version = raw_header(store, command).get("format")
     if version != FORMAT:
-        print(f"{store} has format {version}: its images are packed anew", flush=True)
+        print(f"{store} has format {version}: its images are packed again", flush=True)
         return None
     return read_marks(open_store(store))
+
+
+def read_images(folder: Path, names: list[str]) -> list[tuple[str, bytes, Any]]:
+    """Read image files: name, bytes and mark, or instead of the mark why they cannot be packed."""
+    return [(name, *_read_image(folder / name)) for name in names]
+
+
+def _read_image(path: Path) -> tuple[bytes, Mark | str]:
+    try:
+        data = path.read_bytes()
+        height, width = image_size(data)
+    except FileNotFoundError:
+        return b"", "missing"
+    except OSError as error:
+        return b"", error.strerror or str(error)
+    except ValueError as error:
+        return b"", str(error)
+    return data, Mark(hashlib.sha256(data).hexdigest(), len(data), height, width)
+
+
+def image_size(data: bytes) -> Size:
+    """Return height and width of an image, after decoding all of it.
+
+    Raises:
+        ValueError: the reason why it cannot be decoded whole, without its name.
+    """
+    # here, as scripts that only show their help must not wait for them
+    import cv2
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            factor = 8 if image.format in ("JPEG", "MPO") else 1
+            image.draft("L", (1, 1))  # a JPEG's pixels at an eighth: all its bytes are read
+            image.load()
+    except UnidentifiedImageError as error:
+        raise ValueError("no image file") from error
+    except Exception as error:  # decoders raise anything on damaged bytes
+        raise ValueError(f"damaged: {error}") from error
+    # Pillow sees where a file is cut short, OpenCV is what reads it in training
+    flags = cv2.IMREAD_REDUCED_GRAYSCALE_8 if factor == 8 else cv2.IMREAD_COLOR
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        pixels = None
+    if pixels is None or pixels.shape[:2] != (-(-height // factor), -(-width // factor)):
+        raise ValueError("OpenCV, which reads it in training, cannot decode it")
+    return height, width
 
 
 def _file_bytes(path: Path) -> int | None:

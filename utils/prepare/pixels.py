@@ -12,8 +12,8 @@ from tqdm import tqdm
 from utils.data.images import decode_image, find_pixels, pixels_header, pixels_path
 from utils.data.store import CHECKSUM, HEADER, ReferStore, open_store
 from utils.data.transforms import Letterbox, resize_image
-from utils.prepare.workers import Workers, in_chunks
-from utils.prepare.writer import begin_part, lock_folder
+from utils.prepare.workers import split_chunks, start_workers
+from utils.prepare.writer import StoreWriter, lock_folder
 
 CHUNK_IMAGES = 32  # 12 MB at 416 x 416
 
@@ -27,40 +27,39 @@ def pack_pixels(
     workers: int | None = None,
     shows_progress: bool = False,
 ) -> Path:
-    """Resize the images of a packed data set that are not there yet, and return the store's path.
+    """Resize the images of a packed data set that are not resized yet; return the store's path.
 
-    A command that was ended goes on where it stopped.
+    A command that was stopped goes on where it stopped.
 
     Raises:
-        ValueError: the data set is not packed, the store that is there cannot be built upon
-            (``force`` makes it anew), or the disk is full.
+        ValueError: the data set is not packed, images cannot be added to the store (``force``
+            writes it again), or the disk is full.
     """
     store = ReferStore(root, dataset)
-    path = pixels_path(root, store, size)
+    path, header = pixels_path(root, store, size), pixels_header(size)
     names = {name for split in store.splits for name in store.file_names(split)}
     with lock_folder(path.parent):
         basis = None if force or find_pixels(root, store, size) is None else path
-        if basis and not _lacking(open_store(path), store.images_path, names):
+        if basis and not _find_missing(open_store(path), store.images_path, names):
             return path
-        plan = {**pixels_header(size), "basis": basis and basis.stat().st_mtime_ns}
-        with closing(begin_part(path, plan, basis=basis, fresh=force)) as part:
-            lacking = _lacking(part.environment, store.images_path, names)
-            part.expected = len(lacking) * 3 * size * size
-            resized = partial(resize_images, store.images_path, size)
+        plan = {**header, "basis": basis and basis.stat().st_mtime_ns}
+        with closing(StoreWriter(path, plan, basis=basis, fresh=force)) as writer:
+            missing = _find_missing(writer.environment, store.images_path, names)
             with (
-                Workers(workers, len(lacking)) as processes,
-                tqdm(total=len(lacking), unit="images", disable=not shows_progress) as bar,
+                start_workers(workers, len(missing)) as run,
+                tqdm(total=len(missing), unit="images", disable=not shows_progress) as bar,
             ):
-                for items in processes.map(resized, in_chunks(lacking, CHUNK_IMAGES)):
-                    part.put(items)
+                resized = partial(resize_images, store.images_path, size)
+                for items in run(resized, split_chunks(missing, CHUNK_IMAGES)):
+                    writer.put(items)
                     bar.update(len(items))
-            part.put([(HEADER, json.dumps(pixels_header(size)).encode())])
-            part.finish()
+            writer.put([(HEADER, json.dumps(header).encode())])
+            writer.finish()
     return path
 
 
 def resize_images(images: Path, size: int, names: list[str]) -> list[tuple[bytes, bytes]]:
-    """Key and value of images: the mark of the file, then the pixels of ``resize_image``."""
+    """Return key and value of images: the mark of the file, then the pixels of ``resize_image``."""
     items = []
     with open_store(images).begin() as transaction:
         for name in names:
@@ -73,8 +72,8 @@ def resize_images(images: Path, size: int, names: list[str]) -> list[tuple[bytes
     return items
 
 
-def _lacking(environment: Any, images: Path, names: Collection[str]) -> list[str]:
-    """Those of ``names`` that are not there, or were made from other files, sorted."""
+def _find_missing(environment: Any, images: Path, names: Collection[str]) -> list[str]:
+    """List those of ``names`` that are not there or were made from other files, sorted."""
     with environment.begin(buffers=True) as pixels, open_store(images).begin() as transaction:
         marks = {name: transaction.get(f"{CHECKSUM}{name}".encode()) for name in sorted(names)}
         return [

@@ -1,4 +1,4 @@
-"""Reading a packed data set whole, to find what is no longer as it was packed."""
+"""Read a packed data set whole, and find what is no longer as it was packed."""
 
 import hashlib
 import json
@@ -11,12 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.masks import mask_areas
-from utils.data.store import Index, ReferStore, open_store, packing_command, readable, scan
-from utils.prepare.image_files import Mark, image_size
-from utils.prepare.images import MOST_LISTED, packed_marks
+from utils.data.store import Index, Mark, ReferStore, open_store, packing_command, readable, scan
+from utils.prepare.images import MOST_LISTED, image_size
 from utils.prepare.masks import encode_mask
-from utils.prepare.records import count_index, encode_sentences, fingerprint, make_index
-from utils.prepare.workers import Workers, in_chunks
+from utils.prepare.pack import count_index, fingerprint, make_index
+from utils.prepare.workers import Map, split_chunks, start_workers
 
 CHUNK_RECORDS, CHUNK_IMAGES = 256, 16
 
@@ -35,18 +34,18 @@ def verify_dataset(
     total = sum(counts["refs"] + counts["images"] for counts in store.header["splits"].values())
     with (
         readable(store.path, command),
-        Workers(workers, total) as processes,
+        start_workers(workers, total) as run,
         tqdm(total=total, desc=dataset, disable=not shows_progress) as bar,
     ):
-        packed = packed_marks(store.images_path, command) or {}
+        packed = store.image_marks()
         names = {name for split in store.splits for name in store.file_names(split)}
         marks = {name: packed[name] for name in names if name in packed}
         faults = [f"image {name} is missing" for name in sorted(names - marks.keys())]
         for split in store.splits:
-            faults += _split_faults(store, split, marks, processes, bar)
-        checked = partial(image_faults, store.images_path)
-        for chunk in processes.map(checked, in_chunks(sorted(marks.items()), CHUNK_IMAGES)):
-            faults += [fault for fault in chunk if fault]
+            faults += _split_faults(store, split, marks, run, bar)
+        find_faults = partial(image_faults, store.images_path)
+        for chunk in run(find_faults, split_chunks(sorted(marks.items()), CHUNK_IMAGES)):
+            faults += filter(None, chunk)
             bar.update(len(chunk))
         found = fingerprint(open_store(store.path), store.splits, marks) if not faults else ""
     if not faults and found != store.header["fingerprint"]:
@@ -61,44 +60,43 @@ def verify_dataset(
 
 
 def _split_faults(
-    store: ReferStore, split: str, marks: Mapping[str, Mark], workers: Workers, bar: Any
+    store: ReferStore, split: str, marks: Mapping[str, Mark], run: Map, bar: Any
 ) -> list[str]:
-    """What is wrong with the records of a split, with its index and with its counts."""
+    """List what is wrong with the records of a split, with its index and with its counts."""
     faults: list[str] = []
     records: list[dict[str, Any]] = []
     areas: list[int] = []
-    tokens: list[list[int]] = []
     num_bytes = 0
     lines = (line for _, line in scan(open_store(store.path), f"{split}/"))
-    for chunk in workers.map(read_lines, in_chunks(lines, CHUNK_RECORDS)):
-        faults += [f"{split}: {fault}" for *_, fault in chunk if fault]
-        records += [record for record, *_ in chunk]
-        areas += [area for _, area, *_ in chunk]
-        num_bytes += sum(size for _, _, size, _ in chunk)
-        tokens += encode_sentences(record for record, *_ in chunk)
+    for chunk in run(read_lines, split_chunks(lines, CHUNK_RECORDS)):
+        for record, area, size, fault in chunk:
+            records.append(record)
+            areas.append(area)
+            num_bytes += size
+            mark, shape = marks.get(record["file_name"]), (record["height"], record["width"])
+            if mark and (mark.height, mark.width) != shape:
+                fault = fault or f"reference {record['ref_id']}: its image is not {shape}"
+            faults += [f"{split}: {fault}"] if fault else []
         bar.update(len(chunk))
-    for record in records:
-        mark, size = marks.get(record["file_name"]), (record["height"], record["width"])
-        if mark and (mark.height, mark.width) != size:
-            faults.append(f"{split}: reference {record['ref_id']}: its image is not {size}")
     stored = store.index(split)
-    index = make_index(records, stored.position, areas, tokens)
-    for name in Index._fields:
-        if not np.array_equal(getattr(index, name), getattr(stored, name)):
-            faults.append(f"{split}: {name} of its index is not that of its records")
+    index = make_index(records, stored.position, areas)
+    faults += [
+        f"{split}: {name} of its index is not that of its records"
+        for name in Index._fields
+        if not np.array_equal(getattr(index, name), getattr(stored, name))
+    ]
     if not faults:
-        counts = count_index(index, marks, num_bytes=num_bytes)
         packed = store.header["splits"][split]
         faults += [
             f"{split}: {key} is {num:,}, its header has {packed[key]:,}"
-            for key, num in counts.items()
+            for key, num in count_index(index, marks, num_bytes=num_bytes).items()
             if packed[key] != num
         ]
     return faults
 
 
 def read_lines(lines: list[bytes]) -> list[tuple[dict[str, Any], int, int, str]]:
-    """Records without masks; the pixels of each mask, the bytes of the line, what is wrong."""
+    """Read records without masks; with each the pixels of its mask, its bytes, what is wrong."""
     results = []
     for line in lines:
         record = json.loads(line)
@@ -115,7 +113,7 @@ def read_lines(lines: list[bytes]) -> list[tuple[dict[str, Any], int, int, str]]
 
 
 def image_faults(path: Path, marks: list[tuple[str, Mark]]) -> list[str]:
-    """What is wrong with images of a store; an empty text for each that is as it was packed."""
+    """Say what is wrong with images of a store; an empty text for each that is as packed."""
     return [_image_fault(path, name, mark) for name, mark in marks]
 
 

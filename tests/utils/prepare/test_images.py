@@ -11,7 +11,7 @@ from PIL import Image
 
 from utils.data.store import ReferStore, store_path
 from utils.prepare.annotations import Source
-from utils.prepare.image_files import image_size
+from utils.prepare.images import image_size
 from utils.prepare.pack import pack_dataset
 
 Copy = Callable[..., Source]

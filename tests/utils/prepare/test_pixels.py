@@ -13,7 +13,7 @@ import torch
 
 from utils.data.dataset import ReferDataset
 from utils.data.store import close_store, store_path
-from utils.prepare import pixels
+from utils.prepare import pixels, writer
 from utils.prepare.pixels import pack_pixels
 
 SIZE = 80
@@ -104,6 +104,7 @@ def test_a_stopped_command_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) 
         done.extend(names)
         return resize_images(images, size, names)
 
+    monkeypatch.setattr(writer, "COMMIT_BYTES", 1)
     monkeypatch.setattr(pixels, "CHUNK_IMAGES", 4)
     monkeypatch.setattr(pixels, "resize_images", resize_some)
     with pytest.raises(ValueError, match="stopped"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from utils.data.store import Index, close_store, store_path
-from utils.prepare.pack import verify_dataset
+from utils.prepare.verify import verify_dataset
 
 
 @pytest.fixture
