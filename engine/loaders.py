@@ -21,7 +21,7 @@ def open_training(config: Config) -> MixedDataset:
         data.datasets,
         image_size=data.image_size,
         length=data.longest_sentence,
-        max_words=data.max_words,
+        max_tokens=data.max_words,
         seed=config.train.seed,
         allow_leakage=data.allow_leakage,
         target=config.train.target,
@@ -39,7 +39,7 @@ def open_split(config: Config, dataset: str, split: str, length: int | None = No
         dataset,
         split,
         image_size=data.image_size,
-        max_words=data.max_words,
+        max_tokens=data.max_words,
         length=length or data.longest_sentence,
         all_sentences=True,
     )

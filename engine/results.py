@@ -161,7 +161,7 @@ class Scoring:
         def by_dataset(values: dict[str, Any]) -> Any:
             return values if len(self.config.data.datasets) > 1 else next(iter(values.values()))
 
-        max_words = by_dataset({one.store.dataset: one.max_words for one in sets.values()})
+        max_words = by_dataset({one.store.dataset: one.max_tokens for one in sets.values()})
         fingerprint = by_dataset({one.store.dataset: one.fingerprint for one in sets.values()})
         excluded = ("config", "hyperparameters")
         training = {k: v for k, v in self.checkpoint.metadata.items() if k not in excluded}

@@ -100,16 +100,16 @@ def read(folder: Path) -> dict[str, Any]:
 def test_a_run_tells_and_records_what_it_trains_on(run: Path, config_file: Path) -> None:
     train_set = open_training(load_config(config_file))
     demo, other = train_set.parts
-    assert (train_set.length, demo.max_words, other.max_words) == (22, 17, 22) and min(
-        demo.num_left_out, other.num_left_out
+    assert (train_set.length, demo.max_tokens, other.max_tokens) == (22, 17, 22) and min(
+        demo.num_excluded, other.num_excluded
     ) == 0
-    assert other.num_left_out + demo.num_left_out > 0
+    assert other.num_excluded + demo.num_excluded > 0
     story = read_checkpoint(run / "best.safetensors").metadata
     assert story["data"] == train_set.composition() and story["data"]["scored_images"] == "left out"
     assert story["data_fingerprint"] == train_set.fingerprint
     log = (run / "run.log").read_text()
-    assert f"demo        {len(demo)} samples an epoch; left out: {demo.num_left_out} on" in log
-    assert f"refcocog_u  {len(other)} samples an epoch; left out: {other.num_left_out} on" in log
+    assert f"demo        {len(demo)} samples an epoch; left out: {demo.num_excluded} on" in log
+    assert f"refcocog_u  {len(other)} samples an epoch; left out: {other.num_excluded} on" in log
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scored = [row for row in rows if "val/oIoU" in row]
     assert len(scored) == 2
@@ -284,7 +284,7 @@ def test_prediction_pads_as_training_and_testing_do(run: Path) -> None:
     predictor = load(checkpoint)
     for dataset in open_tests(read.config, ["val"]).values():
         indices = range(len(dataset))
-        index = next(i for i in indices if dataset.info(i).num_tokens <= dataset.max_words)
+        index = next(i for i in indices if dataset.info(i).num_tokens <= dataset.max_tokens)
         image, _ = dataset.original(index)
         found = predictor.logits(image, dataset.info(index).sentence)[0]
         ids = {length: dataset.ids(index)[None, :length] for length in (17, 22)}

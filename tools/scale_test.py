@@ -8,11 +8,13 @@ import argparse
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +22,21 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-EXAMPLE = """example:
-  python tools/scale_test.py
+from utils.cli import make_parser, run_command  # noqa: E402
+from utils.data.datasets import dataset_facts  # noqa: E402
+from utils.files import check_output, write_text  # noqa: E402
+from utils.prepare.workers import start_workers  # noqa: E402
+
+EXAMPLE = """  python tools/scale_test.py
   python tools/scale_test.py --folder /data/scale --images 2000"""
 MARK = ".scale-test"  # in a folder that this command may empty
 NUM_ITEMS = 100  # read after opening
 BYTES_AN_IMAGE = 110_000  # of disk: the file, its packed copy, annotations
+IMAGES = {"train": 16_994, "val": 1_500, "testA": 750, "testB": 750}
+NUM_IMAGES, NUM_ANNOTATIONS = sum(IMAGES.values()), 196_771
+LEAST_IMAGES = 2 * len(IMAGES)  # every split has one, and train has more
+SIZE = (240, 320)  # pixels of the sides: a quarter of COCO's pixels, of as many bytes each
+WORDS = ("left", "right", "man", "the", "in", "on", "shirt", "white", "red", "second", "chair")
 
 
 class Limit(NamedTuple):
@@ -41,15 +52,82 @@ class Limit(NamedTuple):
         return self.measured <= self.most
 
 
-def run(folder: Path, num_images: int, *, seed: int = 0) -> dict[str, Any]:
-    """Write files into an empty ``folder``, pack and open them; all that was measured."""
-    from tools.bulk import write_bulk
+def write_files(root: Path, num_images: int, *, shows_progress: bool = False) -> None:
+    """Write references, annotations and noisy images with RefCOCO's counts, or a share of them."""
+    import numpy as np
+    from tqdm import tqdm
 
-    _check_space(folder, num_images)
+    facts = dataset_facts("refcoco")
+    folder, images, share = root / facts.folder, root / facts.images, num_images / NUM_IMAGES
+    for path in (folder, images):
+        path.mkdir(parents=True, exist_ok=True)
+    write = partial(write_image, images, num_images, round(NUM_ANNOTATIONS * share))
+    with start_workers(None, num_images) as run:
+        rows = run(write, range(num_images))
+        written = list(tqdm(rows, total=num_images, unit="images", disable=not shows_progress))
+    tables = ", ".join(
+        f'"{name}": [{", ".join(row[part] for row in written)}]'
+        for part, name in enumerate(("images", "annotations"))
+    )
+    (folder / "instances.json").write_text(f"{{{tables}}}", encoding="utf-8")
+    counts = {split: max(1, round(share * number)) for split, number in IMAGES.items()}
+    counts["train"] += num_images - sum(counts.values())
+    rng, first = np.random.default_rng(0), 0
+    refs: list[dict[str, Any]] = []
+    for split, count in counts.items():
+        num_refs, num_sentences = (round(n * count / IMAGES[split]) for n in facts.splits[split])
+        for place in range(num_refs):
+            image, number = first + place % count, len(refs)
+            # annotation ``a`` is on image ``a % num_images``
+            ann_id = image + place // count * num_images
+            lengths = 1 + rng.poisson(2.6, len(range(place, num_sentences, num_refs)))
+            sentences = [{"sent": " ".join(rng.choice(WORDS, length))} for length in lengths]
+            ids = {"ref_id": number, "ann_id": ann_id, "image_id": image, "category_id": 1}
+            refs.append({**ids, "split": split, "sentences": sentences})
+        first += count
+    refs = [refs[place] for place in rng.permutation(len(refs))]
+    (folder / facts.refs).write_bytes(pickle.dumps(refs, protocol=2))
+
+
+def write_image(folder: Path, num_images: int, num_annotations: int, number: int) -> list[str]:
+    """Write an image; return its row as JSON, and those of the objects on it."""
+    import cv2
+    import numpy as np
+
+    cv2.setNumThreads(1)  # the other processes have the other cores
+    rng = np.random.default_rng(number)
+    height, width = SIZE if rng.random() < 0.75 else SIZE[::-1]
+    name = f"COCO_train2014_{number:012d}.jpg"
+    colours = rng.uniform(40, 215, (9, 12, 3)).astype(np.float32)
+    pixels = cv2.resize(colours, (width, height), interpolation=cv2.INTER_CUBIC)
+    pixels += rng.standard_normal((height, width, 1), np.float32) * rng.uniform(8, 32)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
+    cv2.imwrite(str(folder / name), pixels.clip(0, 255).astype(np.uint8), quality)
+    objects = []
+    for ann_id in range(number, num_annotations, num_images):
+        # a star of 27 corners on average, as polygons of COCO have
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 4 + rng.poisson(23)))
+        radii = rng.uniform(0.7, 1.0, len(angles)) * rng.uniform(0.05, 0.35) * SIZE[0]
+        centre = rng.uniform(0.1, 0.9, 2) * (width, height)
+        corners = centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        polygon = corners.clip(0, (width, height)).round(2).ravel().tolist()
+        ids = {"id": ann_id, "image_id": number, "category_id": 1}
+        objects.append(json.dumps({**ids, "segmentation": [polygon]}))
+    row = json.dumps({"id": number, "file_name": name, "height": height, "width": width})
+    return [row, ", ".join(objects)]
+
+
+def measure(folder: Path, num_images: int) -> dict[str, Any]:
+    """Write files into an empty ``folder``, pack and open them; return all that was measured."""
+    free, needed = shutil.disk_usage(folder).free, num_images * BYTES_AN_IMAGE
+    if free < needed:
+        raise ValueError(
+            f"{folder} has {free:,} bytes free, and {needed:,} are needed; name another --folder"
+        )
     shows_progress = sys.stderr.isatty()
     began = time.perf_counter()
     print(f"writing {num_images:,} images and their references into {folder}", flush=True)
-    write_bulk(folder, num_images=num_images, seed=seed, shows_progress=shows_progress)
+    write_files(folder, num_images, shows_progress=shows_progress)
     figures = {"images": num_images, "writing": {"seconds": time.perf_counter() - began}}
     print("packing", flush=True)
     figures["packing"] = in_fresh_process(pack, folder, shows_progress)
@@ -61,7 +139,7 @@ def run(folder: Path, num_images: int, *, seed: int = 0) -> dict[str, Any]:
 
 
 def in_fresh_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What ``function`` returns, and the peak memory of its process and of each that it starts."""
+    """Return what ``function`` returns, and the peak memory of its process and its children."""
     from utils.memory import PeakMemory
 
     context = multiprocessing.get_context("spawn")
@@ -84,19 +162,16 @@ def _send(sender: Connection, function: Callable[..., dict[str, Any]], arguments
 
 
 def pack(root: Path, shows_progress: bool) -> dict[str, Any]:
-    """Pack what ``write_bulk`` wrote in ``root``."""
+    """Pack what ``write_files`` wrote in ``root``."""
     from utils.prepare.pack import pack_dataset
     from utils.prepare.refer import refer_source
 
     began = time.perf_counter()
     source = refer_source(root, "refcoco")
-    # fewer images than RefCOCO's differ from what is published, and shall
+    # fewer images than RefCOCO's differ from what is published, as they should
     header = pack_dataset(root, source, accept_differences=True, shows_progress=shows_progress)
-    return {
-        "seconds": time.perf_counter() - began,
-        "fingerprint": header["fingerprint"],
-        "splits": header["splits"],
-    }
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, **{key: header[key] for key in ("fingerprint", "splits")}}
 
 
 def open_packed(root: Path) -> dict[str, Any]:
@@ -123,17 +198,15 @@ def open_packed(root: Path) -> dict[str, Any]:
 
 
 def compare_bytes(root: Path, shows_progress: bool) -> dict[str, Any]:
-    """Bytes of the packed files, and of a copy of the image and a PNG mask for each reference."""
+    """Count bytes of the packed files, and of a JPEG and a PNG mask for each reference."""
     import cv2
     from tqdm import tqdm
 
-    from utils.data.datasets import dataset_facts
     from utils.data.masks import decode_mask
     from utils.data.store import ReferStore
 
-    store = ReferStore(root, "refcoco")
-    images, folder = 0, root / dataset_facts("refcoco").images
-    masks = 0
+    store, folder = ReferStore(root, "refcoco"), root / dataset_facts("refcoco").images
+    images = masks = 0
     for split in store.splits:
         for record in tqdm(store.references(split), desc=split, disable=not shows_progress):
             images += (folder / record["file_name"]).stat().st_size
@@ -147,70 +220,26 @@ def compare_bytes(root: Path, shows_progress: bool) -> dict[str, Any]:
 
 
 def limits(figures: dict[str, Any]) -> list[Limit]:
-    """What is promised of the size of RefCOCO."""
+    """Return what is promised of data of RefCOCO's size."""
     packing, opening, sizes = figures["packing"], figures["opening"], figures["bytes"]
     separate = sizes["an_image_a_reference"] + sizes["a_mask_a_reference"]
-    share = sum(sizes["packed"].values()) / separate
     own = opening["own_bytes_after_items"]
     return [
         Limit("packing, time", packing["seconds"], 360, "s"),
         Limit("packing, peaks of all processes", sum(packing["peak_bytes"]) / 1e6, 2000, "MB"),
-        Limit("packed over JPEG and PNG a reference", 100 * share, 45, "%"),
+        Limit("packed over JPEG and PNG", 100 * sum(sizes["packed"].values()) / separate, 45, "%"),
         Limit("opening, time", opening["seconds"], 0.2, "s"),
         Limit("opening, more memory", opening["bytes"] / 1e6, 100, "MB"),
         Limit("100 items, more memory of its own", own / 1e6, 100, "MB"),
     ]
 
 
-def table(found: list[Limit]) -> str:
-    """A row for every limit."""
-    lines = [f"{'':<38}{'measured':>12}{'at most':>12}"]
-    for limit in found:
-        measured, most = f"{limit.measured:,.5g} {limit.unit}", f"{limit.most:g} {limit.unit}"
-        verdict = "holds" if limit.holds else "MISSED"
-        lines.append(f"{limit.name:<38}{measured:>12}{most:>12}   {verdict}")
-    return "\n".join(lines)
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print a row for every limit, and write all figures."""
+    import torch
+    from tabulate import tabulate
 
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--images", type=int, default=19_994, metavar="N", help="how many (%(default)s)"
-    )
-    parser.add_argument("--folder", type=Path, help="write here and keep it (a temporary folder)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/scale-test.json"),
-        metavar="FILE.json",
-        help="all figures (%(default)s)",
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    try:
-        _check(arguments)
-        if arguments.folder:
-            _empty(arguments.folder)
-            figures = run(arguments.folder, arguments.images)
-        else:
-            with tempfile.TemporaryDirectory(prefix="scale-test-") as folder:
-                figures = run(Path(folder), arguments.images)
-        found = limits(figures)
-        _write(arguments.output, figures, found)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"\n{table(found)}\n\n{arguments.output}: all figures")
-    return 0 if all(limit.holds for limit in found) else 1
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    from tools.bulk import LEAST_IMAGES, NUM_IMAGES
+    from engine.results import provenance
     from utils.memory import is_known
 
     if not is_known():
@@ -220,12 +249,39 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--images is {arguments.images}; give {LEAST_IMAGES} to {NUM_IMAGES:,}, "
             "which are RefCOCO's"
         )
-    if arguments.output.suffix != ".json":
-        raise ValueError(f"--output {arguments.output} should end in .json, the form it has")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    check_output("--output", arguments.output, (".json",))
+    if arguments.folder:
+        _empty(arguments.folder)
+        figures = measure(arguments.folder, arguments.images)
+    else:
+        with tempfile.TemporaryDirectory(prefix="scale-test-") as folder:
+            figures = measure(Path(folder), arguments.images)
+    found = limits(figures)
+    values = {
+        **provenance(torch.device("cpu")),
+        "cores": len(os.sched_getaffinity(0)),
+        "limits": [{**limit._asdict(), "holds": limit.holds} for limit in found],
+        **figures,
+    }
+    write_text(arguments.output, json.dumps(values, indent=2) + "\n")
+    rows = [
+        (
+            one.name,
+            f"{one.measured:,.5g} {one.unit}",
+            f"{one.most:g} {one.unit}",
+            "holds" if one.holds else "MISSED",
+        )
+        for one in found
+    ]
+    columns = ["left", "right", "right", "left"]
+    print(f"\n{tabulate(rows, ['', 'measured', 'at most', ''], 'plain', colalign=columns)}")
+    print(f"\n{arguments.output}: all figures")
+    return 0 if all(limit.holds for limit in found) else 1
 
 
 def _empty(folder: Path) -> None:
-    """Make ``folder``, without what an earlier test left there; anybody else's files are kept."""
+    """Create ``folder``, or empty it if an earlier test filled it; other files are not deleted."""
     if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files; give --folder a new or an empty one")
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,29 +291,16 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _check_space(folder: Path, num_images: int) -> None:
-    free, needed = shutil.disk_usage(folder).free, num_images * BYTES_AN_IMAGE
-    if free < needed:
-        raise ValueError(
-            f"{folder} has {free:,} bytes free, and {needed:,} are needed; name another --folder"
-        )
-
-
-def _write(path: Path, figures: dict[str, Any], found: list[Limit]) -> None:
-    import torch
-
-    from engine.results import provenance
-
-    values = {
-        **provenance(torch.device("cpu")),
-        "cores": len(os.sched_getaffinity(0)),
-        "limits": [{**limit._asdict(), "holds": limit.holds} for limit in found],
-        **figures,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.part")
-    aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, EXAMPLE)
+    add = parser.add_argument
+    add("--images", type=int, default=NUM_IMAGES, metavar="N", help="how many (%(default)s)")
+    add("--folder", type=Path, help="write here and keep it (a temporary folder)")
+    default = Path("runs/scale-test.json")
+    text = "all figures (%(default)s)"
+    add("--output", type=Path, default=default, metavar="FILE.json", help=text)
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class FakeSet(Dataset):
 
     fingerprint = "f" * 64
     length = 5
-    num_truncated = num_left_out = num_empty = 0
+    num_truncated = num_excluded = num_empty = 0
 
     def __init__(self, num_samples: int = 21, seed: int = 0) -> None:
         self.num_samples, self.seed, self.epoch = num_samples, seed, 0

@@ -87,7 +87,7 @@ def test_bf16_changes_fifty_losses_less_than_another_draw_of_dropout(
     monkeypatch.chdir(ROOT)
     config = load_config(f"config/demo/{name}.yaml", ["model.decoder.dropout=0.1"])
     size = config.data.image_size
-    train_set = ReferDataset(demo_root, "demo", "train", image_size=size, max_words=17)
+    train_set = ReferDataset(demo_root, "demo", "train", image_size=size, max_tokens=17)
     order = torch.randperm(50 * 4, generator=torch.Generator().manual_seed(0)) % len(train_set)
     batches = [default_collate([train_set[int(i)] for i in part]) for part in order.split(4)]
     losses = []

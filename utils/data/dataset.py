@@ -1,9 +1,9 @@
-"""The data set that training and evaluation read: images, tokens and masks of references."""
+"""Data sets for training and evaluation: images, tokens and masks of references."""
 
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from utils.data.datasets import default_max_words
 from utils.data.images import decode_image, find_pixels
 from utils.data.masks import decode_mask
-from utils.data.store import Index, ReferStore
-from utils.data.tokenizer import check_max_words, pad_tokens
+from utils.data.store import ReferStore
+from utils.data.tokenizer import pad_tokens
 from utils.data.transforms import (
     Letterbox,
     letterbox_mask,
@@ -54,22 +54,21 @@ class ReferDataset(Dataset):
         mask: uint8 (S, S) of 0 and 1, letterboxed like the image; for the target ``nearest`` of 0
             to 255, as the released code warps it;
         index: ``i``.
-    Records and images are read when an item is asked for, so that opening costs little. Images that
-    ``images.py`` keeps resized are not decoded.
+    Records and images are read when an item is asked for, so that opening costs little. Images of
+    which a resized copy is packed are not decoded.
 
     Args:
-        max_words: tokens kept of a sentence; None for the data set's own.
-        length: tokens of a row of ids, of which ``max_words`` are kept at most; None for
-            ``max_words``. It is that of the model, whichever data set the sentence is of.
+        max_tokens: longest sentence, longer ones are cut; None for the data set's own.
+        length: tokens of a row of ids, that of the model; None for ``max_tokens``.
         all_sentences: an item for every sentence, in the order of the annotations; otherwise one
             for every reference whose mask is not empty, its sentence chosen by (seed, epoch,
             index) and nothing else.
-        left_out: names of images that are not trained on.
+        excluded_images: names of images that are not trained on.
         target: what the loss makes of the mask: ``majority`` or ``nearest``.
 
     Attributes:
-        num_empty: references left out of training since their mask is empty.
-        num_left_out: those left out since their image is in ``left_out``.
+        num_empty: references excluded from training because their mask is empty.
+        num_excluded: others excluded because of their image.
 
     Raises:
         ValueError: the data set or split is unknown, not packed or has nothing to read; for an
@@ -83,34 +82,33 @@ class ReferDataset(Dataset):
         split: str,
         *,
         image_size: int,
-        max_words: int | None = None,
+        max_tokens: int | None = None,
         length: int | None = None,
         seed: int = 0,
         all_sentences: bool = False,
-        left_out: Collection[str] = (),
+        excluded_images: Collection[str] = (),
         target: str = "majority",
     ) -> None:
-        assert not (all_sentences and left_out), "nothing is left out of an evaluation"
+        assert not (all_sentences and excluded_images), "an evaluation excludes nothing"
         self.store = ReferStore(root, dataset)
         self.split, self.image_size, self.seed = split, image_size, seed
         self._pixels = find_pixels(root, self.store, image_size)
         self.all_sentences, self.target = all_sentences, target
-        own = default_max_words([dataset]) if max_words is None else max_words
-        self.length = own if length is None else length
-        self.max_words = min(own, self.length)
-        check_max_words(self.max_words)
+        longest = default_max_words([dataset]) if max_tokens is None else max_tokens
+        self.length = longest if length is None else length
+        self.max_tokens = min(longest, self.length)
         self.fingerprint: str = self.store.header["fingerprint"]
         index = self.store.index(split)
         self._num_tokens = index.num_tokens
-        self._padded = pad_tokens(index.tokens, index.num_tokens, self.max_words, self.length)
+        self._ids = pad_tokens(index.tokens, index.num_tokens, self.max_tokens, self.length)
         self._first_sentence = _starts(index.num_sentences)  # of every row
-        is_empty, is_left_out = _left_out(index, left_out)
-        if all_sentences:
-            is_empty = is_left_out = np.zeros(len(index.area), bool)
-        self.num_empty, self.num_left_out = int(is_empty.sum()), int(is_left_out.sum())
-        self._rows = np.flatnonzero(~(is_empty | is_left_out))  # those that are read
+        is_empty = (index.area == 0) & (not all_sentences)
+        names = np.array([name.encode() for name in excluded_images], np.bytes_)
+        is_excluded = np.isin(index.file_name, names) & ~is_empty
+        self.num_empty, self.num_excluded = int(is_empty.sum()), int(is_excluded.sum())
+        self._rows = np.flatnonzero(~(is_empty | is_excluded))  # those that are read
         if not len(self._rows):
-            why = f" ({self.num_empty} empty masks, {self.num_left_out} images left out)"
+            why = f" ({self.num_empty} empty masks, {self.num_excluded} on excluded images)"
             raise ValueError(
                 f"{self.store.path}: split {split!r} is empty{why if len(index.area) else ''}"
             )
@@ -122,8 +120,8 @@ class ReferDataset(Dataset):
 
     @property
     def num_truncated(self) -> int:
-        """Sentences that are longer than ``max_words`` and are cut."""
-        num_long = _starts(self._num_tokens > self.max_words)[self._first_sentence]
+        """The number of sentences that are longer than ``max_tokens`` and are cut."""
+        num_long = _starts(self._num_tokens > self.max_tokens)[self._first_sentence]
         return int(np.diff(num_long)[self._rows].sum())
 
     def set_epoch(self, epoch: int) -> None:
@@ -131,7 +129,7 @@ class ReferDataset(Dataset):
         self._epoch.fill_(epoch)
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Row and sentence of item ``index``, both counted from the beginning of the split."""
+        """Find row and sentence of an item, both counted from the beginning of the split."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         if self.all_sentences:
@@ -142,13 +140,13 @@ class ReferDataset(Dataset):
         return row, int(rng.integers(first, last))
 
     def _sentence_ids(self, sentence: int) -> Tensor:
-        return torch.from_numpy(self._padded[sentence].astype(np.int64))
+        return torch.from_numpy(self._ids[sentence].astype(np.int64))
 
     def _record(self, index: int) -> dict[str, Any]:
         return self.store.reference(self.split, self._find(index)[0])
 
     def info(self, index: int) -> Sample:
-        """What an item is about."""
+        """Describe an item: its sentence, its reference and its image."""
         row, sentence = self._find(index)
         record = self.store.reference(self.split, row)
         sentence_id, text = record["sentences"][sentence - int(self._first_sentence[row])]
@@ -164,25 +162,25 @@ class ReferDataset(Dataset):
         )
 
     def ids(self, index: int) -> Tensor:
-        """The tokens of the item's sentence alone, without reading the image: int64 (L,)."""
+        """Return the tokens of an item's sentence without reading its image: int64 (length,)."""
         return self._sentence_ids(self._find(index)[1])
 
     def image(self, index: int) -> Tensor:
-        """The item's image alone: uint8 (3, S, S)."""
+        """Read an item's image alone: uint8 (3, S, S)."""
         record = self._record(index)
         return self._square(record, self._letterbox(record))
 
     def letterbox(self, index: int) -> Letterbox:
-        """Where the item's image lies in the square."""
+        """Return where an item's image lies in the square."""
         return self._letterbox(self._record(index))
 
     def original(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 (H, W, 3), RGB, and mask bool (H, W) at their own size."""
+        """Read image uint8 (H, W, 3), RGB, and mask bool (H, W) at their own size."""
         record = self._record(index)
         return self._read_image(record), decode_mask(record)
 
     def truth(self, index: int) -> np.ndarray:
-        """The mask of ``original`` alone, without reading the image: bool (H, W)."""
+        """Read the mask of ``original`` without its image: bool (H, W)."""
         return decode_mask(self._record(index))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -200,8 +198,9 @@ class ReferDataset(Dataset):
         return Letterbox.fit(record["height"], record["width"], self.image_size)
 
     def _square(self, record: dict[str, Any], box: Letterbox) -> Tensor:
-        kept = self._pixels.get(record["file_name"], box) if self._pixels else None
-        resized = resize_image(self._read_image(record), box) if kept is None else kept
+        resized = self._pixels.get(record["file_name"], box) if self._pixels else None
+        if resized is None:
+            resized = resize_image(self._read_image(record), box)
         return torch.from_numpy(pad_to_planes(resized, box))
 
     def _mask(self, record: dict[str, Any], box: Letterbox) -> np.ndarray:
@@ -223,28 +222,19 @@ class ReferDataset(Dataset):
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
-    """Where each of the parts of these lengths begins, and where the last one ends: (N + 1,)."""
+    """Return where each of the parts of these lengths begins, and the end: (N + 1,)."""
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _left_out(index: Index, names: Collection[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which references have an empty mask, and which others stand in the images: bool (N,) each."""
-    is_empty = index.area == 0
-    if not names:
-        return is_empty, np.zeros_like(is_empty)
-    listed = np.array([name.encode() for name in names], np.bytes_)
-    return is_empty, np.isin(index.file_name, listed) & ~is_empty
-
-
 class MixedDataset(Dataset):
-    """The items of ``parts`` one after the other.
+    """The items of ``parts``, one part after the other.
 
-    ``index`` counts over all parts. Which sentence an item takes stays that of its part: a function
-    of seed, epoch and the index in the part. One part alone is that data set, with its fingerprint.
+    ``index`` counts over all parts. The sentence of an item is chosen by its part: by seed, epoch
+    and the index in the part. One part alone is that data set, with its fingerprint.
 
     Args:
-        parts: with rows of ids of one length.
-        allow_leakage: whether images that a part is scored on were left in; for the record.
+        parts: data sets with rows of ids of one length.
+        allow_leakage: whether images that a part is scored on are trained on; for the record.
     """
 
     def __init__(self, parts: Sequence[ReferDataset], *, allow_leakage: bool = False) -> None:
@@ -257,11 +247,25 @@ class MixedDataset(Dataset):
         return self._ends[-1]
 
     def locate(self, index: int) -> tuple[ReferDataset, int]:
-        """The part that item ``index`` is of, and its index there."""
+        """Find the part of an item, and its index there."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         number = bisect_right(self._ends, index)
         return self.parts[number], index - (self._ends[number - 1] if number else 0)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part, row = self.locate(index)
+        return part[row] | {"index": index}
+
+    def info(self, index: int) -> Sample:
+        """Describe an item: its sentence, its reference and its image."""
+        part, row = self.locate(index)
+        return part.info(row)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the sentences of an epoch, in all worker processes."""
+        for part in self.parts:
+            part.set_epoch(epoch)
 
     @property
     def fingerprint(self) -> str:
@@ -271,35 +275,15 @@ class MixedDataset(Dataset):
         named = [(part.store.dataset, part.fingerprint) for part in self.parts]
         return hashlib.sha256(json.dumps([named, self.allow_leakage]).encode()).hexdigest()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the sentences of an epoch, in all worker processes."""
-        for part in self.parts:
-            part.set_epoch(epoch)
-
-    def info(self, index: int) -> Sample:
-        """What an item is about."""
-        part, row = self.locate(index)
-        return part.info(row)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        part, row = self.locate(index)
-        return part[row] | {"index": index}
-
-    @property
-    def scored_images(self) -> str:
-        """What became of images that stand in another split than train: ``left out`` and so on."""
-        if len(self.parts) == 1:
-            return "as published"
-        return "left in" if self.allow_leakage else "left out"
-
     def composition(self) -> dict[str, Any]:
-        """What is trained on, for checkpoints: ``scored_images`` and, by name, ``datasets``."""
+        """Return what is trained on, for checkpoints."""
+        scored = "left in" if self.allow_leakage else "left out"
         return {
-            "scored_images": self.scored_images,
+            "scored_images": scored if len(self.parts) > 1 else "as published",
             "datasets": {
                 part.store.dataset: {
                     "references": len(part),
-                    "left_out_scored_image": part.num_left_out,
+                    "left_out_scored_image": part.num_excluded,
                     "left_out_empty_mask": part.num_empty,
                     "fingerprint": part.fingerprint,
                 }
@@ -308,16 +292,18 @@ class MixedDataset(Dataset):
         }
 
     def describe(self) -> list[str]:
-        """The same for people, a line for each data set."""
+        """Return what is trained on, for people: a line for each data set."""
         width = max(len(part.store.dataset) for part in self.parts)
-        lines = []
+        is_mixed, lines = len(self.parts) > 1, []
         for part in self.parts:
-            left_out = [f"{part.num_empty:,} with an empty mask"] if part.num_empty else []
-            if self.scored_images == "left out":
-                left_out.insert(0, f"{part.num_left_out:,} on images of val and test splits")
+            excluded = []
+            if is_mixed and not self.allow_leakage:
+                excluded.append(f"{part.num_excluded:,} on images of val and test splits")
+            if part.num_empty:
+                excluded.append(f"{part.num_empty:,} with an empty mask")
             line = f"{part.store.dataset:{width}}  {len(part):,} samples an epoch"
-            lines.append(f"{line}; left out: {', '.join(left_out)}" if left_out else line)
-        if self.scored_images == "left in":
+            lines.append(f"{line}; left out: {', '.join(excluded)}" if excluded else line)
+        if is_mixed and self.allow_leakage:
             lines.append("images of val and test splits are trained on (data.allow_leakage)")
         return lines
 
@@ -328,17 +314,16 @@ def open_mixture(
     *,
     image_size: int,
     length: int,
-    max_words: int | None = None,
+    max_tokens: int | None = None,
     seed: int = 0,
     allow_leakage: bool = False,
     target: str = "majority",
 ) -> MixedDataset:
-    """The train splits of ``datasets``, ready for training.
+    """Open the train splits of ``datasets`` as one.
 
-    Sentences are cut as their data set has it, or at ``max_words``, and padded to ``length``.
-
-    Several data sets lose every image that stands in another split than train of any of them,
-    unless ``allow_leakage``. One alone trains on its split as it was published.
+    Sentences are cut as their data set has it, or at ``max_tokens``, and padded to ``length``.
+    Several data sets lose every image that is in another split than train of any of them, unless
+    ``allow_leakage``. One alone trains on its split as it was published.
 
     Raises:
         ValueError: a data set is unknown or not packed, or nothing of it is left.
@@ -346,38 +331,42 @@ def open_mixture(
     stores = [ReferStore(root, dataset) for dataset in datasets]
     for store in stores:
         store.check_split("train")
-    several = len(stores) > 1
-    left_out = find_scored_images(stores) if several and not allow_leakage else {}
-    if left_out:
-        _check_some_left(stores, left_out)
+    is_mixed = len(stores) > 1
+    excluded = find_scored_images(stores) if is_mixed and not allow_leakage else {}
+    for store in stores:
+        if excluded and store.file_names("train") <= excluded[store.images_path]:
+            names = ", ".join(one.dataset for one in stores)
+            raise ValueError(
+                f"nothing of {store.dataset} is left to train on: all its images are in val and "
+                f"test splits of {names}; take it out of data.dataset, or set "
+                "data.allow_leakage: true, which is recorded"
+            )
     parts = [
         ReferDataset(
             root,
             store.dataset,
             "train",
             image_size=image_size,
-            max_words=max_words,
+            max_tokens=max_tokens,
             length=length,
             seed=seed,
-            left_out=left_out.get(store.images_path, ()),
+            excluded_images=excluded.get(store.images_path, ()),
             target=target,
         )
         for store in stores
     ]
-    return MixedDataset(parts, allow_leakage=several and allow_leakage)
+    return MixedDataset(parts, allow_leakage=is_mixed and allow_leakage)
 
 
 def find_scored_images(stores: Sequence[ReferStore]) -> dict[Path, set[str]]:
-    """By image store, the names of images that stand in another split than train of any store.
+    """Find the images that are in another split than train of any store: image store -> names.
 
-    Images are compared by their bytes, as one's own data may repeat those of COCO in a store of
-    their own.
+    Images are compared by their bytes: one's own data may repeat those of COCO in another store.
     """
-    checksums = {}
-    for store in stores:
-        if store.images_path not in checksums:
-            marks = store.image_marks()
-            checksums[store.images_path] = {name: mark.sha256 for name, mark in marks.items()}
+    checksums = {
+        store.images_path: {name: mark.sha256 for name, mark in store.image_marks().items()}
+        for store in {store.images_path: store for store in stores}.values()
+    }
     scored = {
         checksums[store.images_path][name]
         for store in stores
@@ -389,13 +378,3 @@ def find_scored_images(stores: Sequence[ReferStore]) -> dict[Path, set[str]]:
         path: {name for name, checksum in names.items() if checksum in scored}
         for path, names in checksums.items()
     }
-
-
-def _check_some_left(stores: Sequence[ReferStore], left_out: Mapping[Path, set[str]]) -> None:
-    for store in stores:
-        if store.file_names("train") <= left_out[store.images_path]:
-            raise ValueError(
-                f"nothing of {store.dataset} is left to train on: all its images stand in val and "
-                f"test splits of {', '.join(one.dataset for one in stores)}; leave it out of "
-                "data.dataset, or set data.allow_leakage: true, which is recorded"
-            )

@@ -1,4 +1,4 @@
-"""Sentences as CLIP's byte-pair tokens."""
+"""Turn sentences into CLIP's byte-pair tokens."""
 
 from functools import cache
 from importlib.metadata import version
@@ -20,71 +20,65 @@ def _tokenizer() -> Any:
 
 
 def tokenizer_name() -> str:
-    """The library that makes the tokens, and its version."""
+    """Return the library that makes the tokens, and its version."""
     return f"open_clip_torch {version('open_clip_torch')}"
 
 
 def encode(sentence: str) -> list[int]:
-    """All tokens of a sentence, lower-cased, between start and end: ``[SOS, ..., EOS]``."""
+    """Encode a lower-cased sentence, none of it cut: ``[SOS, ..., EOS]``."""
     tokenizer = _tokenizer()
     return [tokenizer.sot_token_id, *tokenizer.encode(sentence), tokenizer.eot_token_id]
 
 
 def tokenize(
-    sentences: str | list[str], max_words: int, length: int | None = None
+    sentences: str | list[str], max_tokens: int, length: int | None = None
 ) -> tuple[Tensor, list[int]]:
     """Turn sentences into rows of tokens; see ``pad_tokens``.
 
     Returns:
-        ids: int64 (N, length), cut at ``max_words``.
+        ids: int64 (N, length), cut at ``max_tokens``.
         lengths: tokens of each sentence before it was cut, start and end included.
-
-    Raises:
-        ValueError: ``max_words`` leaves no room for a word between start and end.
     """
     rows = [encode(text) for text in ([sentences] if isinstance(sentences, str) else sentences)]
     lengths = [len(tokens) for tokens in rows]
     tokens = np.array(list(chain.from_iterable(rows)), np.int64)
-    rows_of_ids = pad_tokens(tokens, np.array(lengths, int), max_words, length)
-    return torch.from_numpy(rows_of_ids), lengths
+    ids = pad_tokens(tokens, np.array(lengths, int), max_tokens, length)
+    return torch.from_numpy(ids), lengths
 
 
 def pad_tokens(
-    tokens: np.ndarray, lengths: np.ndarray, max_words: int, length: int | None = None
+    tokens: np.ndarray, lengths: np.ndarray, max_tokens: int, length: int | None = None
 ) -> np.ndarray:
-    """A row for each sentence, cut at ``max_words`` tokens and padded with 0 to ``length``.
+    """Cut every sentence at ``max_tokens`` and pad it with 0 to ``length``: (N, length).
 
-    The rows are (N, length) of the type of ``tokens``; ``length`` is ``max_words`` unless given,
-    and not shorter. ``tokens`` are those of all sentences one after the other, start and end
-    included. A longer sentence is cut and still ends with the end token, where CLIP reads its
-    meaning.
+    ``tokens`` are those of all sentences one after the other, start and end included. A longer
+    sentence is cut and still ends with the end token, where CLIP reads its meaning. ``length`` is
+    ``max_tokens`` by default, and not shorter.
+
+    Raises:
+        ValueError: ``max_tokens`` leaves no room for a word between start and end.
     """
-    check_max_words(max_words)
+    if max_tokens < 3:
+        raise ValueError(f"max_words is {max_tokens}; start, one word and end need at least 3")
     ends = np.cumsum(lengths)[:, None]  # (N, 1)
-    column = np.arange(max_words)
-    place = np.minimum(ends - lengths[:, None] + column, ends - 1)
+    column = np.arange(max_tokens)
+    place = np.minimum(ends - lengths[:, None] + column, ends - 1)  # (N, max_tokens)
     place[:, -1:] = ends - 1
     rows = np.where(column < lengths[:, None], tokens[place], tokens.dtype.type(0))
-    return np.pad(rows, ((0, 0), (0, (length or max_words) - max_words)))
+    return np.pad(rows, ((0, 0), (0, (length or max_tokens) - max_tokens)))
 
 
-def split_words(text: str, max_words: int) -> list[tuple[str, int]]:
-    """The words that a model of ``max_words`` tokens reads, each with the number of its tokens."""
+def split_words(text: str, max_tokens: int) -> list[tuple[str, int]]:
+    """List the words that a model of ``max_tokens`` reads, each with the number of its tokens."""
     whole = encode(text)[1:-1]
     pieces = [(word, encode(word)[1:-1]) for word in text.split()]
     if [token for _, tokens in pieces for token in tokens] != whole:
         # cleaned in a way that needs the whole sentence
         pieces = [(f"token {place}", [token]) for place, token in enumerate(whole, 1)]
     words: list[tuple[str, int]] = []
-    room = max_words - 2
+    room = max_tokens - 2
     for word, tokens in pieces:
         count = min(len(tokens), room)
         words += [(word, count)] if count else []
         room -= count
     return [(START, 1), *words, (END, 1)]
-
-
-def check_max_words(max_words: int) -> None:
-    """``ValueError`` if there is no room for a word between start and end."""
-    if max_words < 3:
-        raise ValueError(f"max_words is {max_words}; start, one word and end need at least 3")

@@ -128,16 +128,18 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another command packs into it.
     """
-    lock = FileLock(folder / "packing.lock")
-    with explain_disk_errors(folder / "packing.lock"):
+    path = folder / "packing.lock"
+    with explain_disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(path).acquire(timeout=0)
         except Timeout:
             raise ValueError(
                 f"another command is packing into {folder}; wait until it is done"
             ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    with lock:
+        try:
+            yield
+        finally:
+            # a command that waits on the deleted file notices
+            path.unlink(missing_ok=True)

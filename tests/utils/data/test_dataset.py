@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def train(demo_root: Path) -> ReferDataset:
-    return ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_words=17, seed=5)
+    return ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_tokens=17, seed=5)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_lengths_come_from_the_data(train: ReferDataset, val: ReferDataset) -> N
     splits = train.store.header["splits"]
     assert len(train) == splits["train"]["refs"]
     assert len(val) == splits["val"]["sentences"]
-    assert val.max_words == 17
+    assert val.max_tokens == 17
     assert train.fingerprint == train.store.header["fingerprint"]
     with pytest.raises(IndexError):
         val[len(val)]
@@ -82,7 +82,7 @@ def test_the_sentence_depends_on_seed_epoch_and_sample(
         dataset.set_epoch(epoch)
         return [dataset.info(index).sentence_id for index in range(len(dataset))]
 
-    other = ReferDataset(demo_root, "demo", "train", image_size=32, max_words=9, seed=5)
+    other = ReferDataset(demo_root, "demo", "train", image_size=32, max_tokens=9, seed=5)
     assert chosen(train, 2) == chosen(other, 2)
     assert chosen(train, 2) != chosen(train, 3)
     reseeded = ReferDataset(demo_root, "demo", "train", image_size=SIZE, seed=6)
@@ -101,20 +101,20 @@ def test_tokens_belong_to_the_chosen_sentence(train: ReferDataset) -> None:
 
 
 def test_cut_sentences_are_counted(demo_root: Path, train: ReferDataset) -> None:
-    short = ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_words=6)
+    short = ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_tokens=6)
     records = short.store.references("train")
     texts = [text for record in records for _, text in record["sentences"]]
     lengths = tokenize(texts, 6)[1]
     assert short.num_truncated == sum(length > 6 for length in lengths) > 0
     assert train.num_truncated == 0
     with pytest.raises(ValueError, match="max_words is 2"):
-        ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_words=2)
+        ReferDataset(demo_root, "demo", "train", image_size=SIZE, max_tokens=2)
 
 
 @pytest.mark.parametrize("max_words", [3, 5, 6, 17, 40])
 def test_tokens_are_those_of_the_sentences(demo_root: Path, max_words: int) -> None:
     dataset = ReferDataset(
-        demo_root, "demo", "testB", image_size=8, max_words=max_words, all_sentences=True
+        demo_root, "demo", "testB", image_size=8, max_tokens=max_words, all_sentences=True
     )
     samples = [dataset.info(index) for index in range(len(dataset))]
     ids, lengths = tokenize([sample.sentence for sample in samples], max_words)
@@ -172,10 +172,16 @@ def test_images_are_left_out_of_training(demo_root: Path, train: ReferDataset) -
     names = {records[row]["file_name"] for row in (0, 30, 60)}
     rows = [row for row, record in enumerate(records) if record["file_name"] not in names]
     dataset = ReferDataset(
-        demo_root, "demo", "train", image_size=SIZE, max_words=6, seed=5, left_out=names | {"ü.jpg"}
+        demo_root,
+        "demo",
+        "train",
+        image_size=SIZE,
+        max_tokens=6,
+        seed=5,
+        excluded_images=names | {"ü.jpg"},
     )
-    assert (len(dataset), dataset.num_left_out) == (len(rows), len(records) - len(rows))
-    assert (dataset.num_empty, train.num_left_out, train.num_empty) == (0, 0, 0)
+    assert (len(dataset), dataset.num_excluded) == (len(rows), len(records) - len(rows))
+    assert (dataset.num_empty, train.num_excluded, train.num_empty) == (0, 0, 0)
     found = [dataset.info(index) for index in range(len(dataset))]
     assert [sample.ref_id for sample in found] == [records[row]["ref_id"] for row in rows]
     assert [sample.sentence_id for sample in found] == chosen_before(dataset, 0, rows)
@@ -188,7 +194,7 @@ def test_images_are_left_out_of_training(demo_root: Path, train: ReferDataset) -
             left.info(len(left))
     with pytest.raises(ValueError, match=r"'train' is empty \(0 empty masks, 61 .*left out\)"):
         everything = {record["file_name"] for record in records}
-        ReferDataset(demo_root, "demo", "train", image_size=SIZE, left_out=everything)
+        ReferDataset(demo_root, "demo", "train", image_size=SIZE, excluded_images=everything)
 
 
 def test_empty_masks_are_left_out_of_training_alone(copy_as: Callable, tmp_path: Path) -> None:
@@ -200,11 +206,11 @@ def test_empty_masks_are_left_out_of_training_alone(copy_as: Callable, tmp_path:
     source = copy_as("refcoco", range(20), change=empty)
     pack_dataset(tmp_path, source, accept_differences=True)
     train = ReferDataset(tmp_path, "refcoco", "train", image_size=SIZE)
-    assert (len(train), train.num_empty, train.num_left_out) == (18, 2, 0)
+    assert (len(train), train.num_empty, train.num_excluded) == (18, 2, 0)
     assert all(train.truth(index).any() for index in range(18))
     names = {train.store.reference("train", 0)["file_name"]}
-    fewer = ReferDataset(tmp_path, "refcoco", "train", image_size=SIZE, left_out=names)
-    assert fewer.num_empty == 2 and len(fewer) == 18 - fewer.num_left_out < 18
+    fewer = ReferDataset(tmp_path, "refcoco", "train", image_size=SIZE, excluded_images=names)
+    assert fewer.num_empty == 2 and len(fewer) == 18 - fewer.num_excluded < 18
     scored = ReferDataset(tmp_path, "refcoco", "train", image_size=SIZE, all_sentences=True)
     assert len(scored) == scored.store.header["splits"]["train"]["sentences"]
     assert scored.num_empty == 0 and not scored.truth(0).any()

@@ -86,7 +86,7 @@ def test_no_image_of_val_or_test_is_trained_on(root: Path, image_ids: list[int])
         num_refs(root, "refcoco", image_ids[:1]),
         num_refs(root, "refcoco+", image_ids[6:8]),
     ]
-    assert [part.num_left_out for part in mixed.parts] == left_out and min(left_out) > 0
+    assert [part.num_excluded for part in mixed.parts] == left_out and min(left_out) > 0
     for name, part, lost in zip(("refcoco", "refcoco+"), mixed.parts, left_out, strict=True):
         assert len(part) == len(train_of(root, name)) - lost
     scored = {
@@ -125,7 +125,7 @@ def test_one_data_set_is_itself(root: Path) -> None:
         mixed = open_mixture(root, ["refcoco"], allow_leakage=allow_leakage, **OPTIONS)
         alone = train_of(root, "refcoco")
         assert mixed.fingerprint == alone.fingerprint
-        assert (len(mixed), mixed.parts[0].num_left_out, mixed.length) == (len(alone), 0, 22)
+        assert (len(mixed), mixed.parts[0].num_excluded, mixed.length) == (len(alone), 0, 22)
         assert mixed.composition()["scored_images"] == "as published"
         infos = [[one.info(index) for index in range(len(one))] for one in (mixed, alone)]
         assert infos[0] == infos[1]
@@ -176,13 +176,13 @@ def test_what_is_trained_on_is_told(root: Path) -> None:
     part = mixed.parts[1]
     assert told["datasets"]["mine"] == {
         "references": len(part),
-        "left_out_scored_image": part.num_left_out,
+        "left_out_scored_image": part.num_excluded,
         "left_out_empty_mask": 0,
         "fingerprint": part.fingerprint,
     }
     lines = mixed.describe()
     assert lines[1] == (
-        f"mine     {len(part)} samples an epoch; left out: {part.num_left_out} on images of val "
+        f"mine     {len(part)} samples an epoch; left out: {part.num_excluded} on images of val "
         "and test splits"
     )
     leaky = open_mixture(root, ["refcoco", "mine"], allow_leakage=True, **OPTIONS).describe()
