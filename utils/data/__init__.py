@@ -1,1 +1,1 @@
-"""Annotations, storage, datasets, transforms, tokens, and the generated demo data."""
+"""Read packed data sets: records, images, masks, tokens, and the samples of training."""

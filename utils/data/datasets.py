@@ -1,11 +1,11 @@
-"""What is published of the data sets: their files, their splits, and how much is in them."""
+"""The published data sets: their files, their splits, and how much is in them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 
 class SplitFacts(NamedTuple):
-    """How many references and expressions of a split are published; 0 where the user chooses."""
+    """Published references and expressions of a split; 0 where the user chooses their number."""
 
     refs: int
     sentences: int
@@ -19,9 +19,9 @@ class DatasetFacts(NamedTuple):
         refs: file of its references.
         images: folder of its images, below the root.
         image_store: name of the packed images; data sets on the same images share one.
-        max_words: tokens of a sentence that are kept, start and end included.
+        max_words: tokens at which a sentence is cut, start and end included.
         splits: name -> published counts.
-        shares_images: whether an image may stand in several splits. RefCOCO, RefCOCO+ and the
+        shares_images: whether an image may be in several splits. RefCOCO, RefCOCO+ and the
             UMD split of G-Ref divide images; Google's split of G-Ref divides objects.
     """
 
@@ -83,14 +83,14 @@ SPLITS = ("train", "val", "test", "testA", "testB")
 
 
 def dataset_facts(dataset: str) -> DatasetFacts:
-    """The facts of a published data set; ValueError lists the known names."""
+    """Look up a published data set; ``ValueError`` lists the known names."""
     if dataset not in DATASETS:
         raise ValueError(f"no data set {dataset!r}; known are {', '.join(DATASETS)}")
     return DATASETS[dataset]
 
 
 def check_split(dataset: str, split: str, splits: Iterable[str]) -> None:
-    """ValueError lists ``splits``, those of a data set, if ``split`` is none of them."""
+    """Raise ``ValueError`` with the splits of a data set if ``split`` is none of them."""
     names = list(splits)
     if split in names:
         return
@@ -101,5 +101,5 @@ def check_split(dataset: str, split: str, splits: Iterable[str]) -> None:
 
 
 def default_max_words(datasets: Iterable[str]) -> int:
-    """Tokens kept of a sentence, the most over several data sets; one's own data keep 17."""
+    """Return where sentences are cut: the most tokens of several data sets; 17 for one's own."""
     return max(DATASETS[name].max_words if name in DATASETS else SHORT for name in datasets)

@@ -8,13 +8,13 @@ from pycocotools import mask as coco_mask
 
 
 def decode_mask(record: dict[str, Any]) -> np.ndarray:
-    """The mask of a record: bool (H, W)."""
-    # its columns lie one after the other, which every reader of rows would pay for
+    """Decode the mask of a record: bool (H, W)."""
+    # pycocotools stores it by columns, which every reader of rows would pay for
     return np.ascontiguousarray(coco_mask.decode(_rle(record)).view(bool))
 
 
 def mask_areas(records: Iterable[dict[str, Any]]) -> list[int]:
-    """The pixels of every record's mask."""
+    """Count the pixels of every record's mask."""
     # one by one: given 256 or more, pycocotools overflows a byte that should hold their number
     return [int(coco_mask.area(_rle(record))) for record in records]
 

@@ -1,8 +1,8 @@
-"""Packed data sets: LMDB files of JSON records and of images as their original bytes.
+"""Read packed data sets: LMDB files of JSON records and of images as their original bytes.
 
-``ROOT/lmdb/DATASET.lmdb`` holds a header, one record a reference and an index of every split,
+``ROOT/lmdb/DATASET.lmdb`` has a header, a record for each reference and an index for each split,
 ``ROOT/lmdb/IMAGES.lmdb`` every image once, shared by the data sets that use it. ``utils.prepare``
-writes them.
+writes them; docs/data-format.md describes them.
 """
 
 import difflib
@@ -32,25 +32,25 @@ NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
 
 def store_path(root: str | Path, name: str) -> Path:
-    """Where a packed data set, or the images of several, lie."""
+    """Return the path of a packed data set, or of the images of several."""
     return Path(root) / "lmdb" / f"{name}.lmdb"
 
 
 def packing_command(root: str | Path, dataset: str) -> str:
-    """The command that packs a data set."""
+    """Return the command that packs a data set."""
     what = "--dataset" if dataset in DATASETS else "--custom FILE --images FOLDER --name"
     words = shlex.join([dataset, "--root", str(root)])
     return f"python tools/prepare_datasets.py {what} {words}"
 
 
 def packed_names(root: str | Path) -> list[str]:
-    """Names of the data sets that are packed in ``root``."""
+    """List the data sets that are packed in ``root``."""
     names = (path.name.removesuffix(".lmdb") for path in (Path(root) / "lmdb").glob("*.lmdb"))
     return sorted(name for name in names if not name.endswith(IMAGES_SUFFIX))
 
 
-def explain_absent(root: str | Path, dataset: str) -> str:
-    """One sentence on a data set without a store: packed by other tools, not packed, or unknown."""
+def explain_missing(root: str | Path, dataset: str) -> str:
+    """Say why a data set cannot be opened: packed by other tools, not packed, or unknown."""
     if NAME.fullmatch(dataset):
         command = packing_command(root, dataset)
         if files := sorted((Path(root) / "lmdb" / dataset).glob("*.lmdb")):
@@ -71,7 +71,7 @@ def explain_absent(root: str | Path, dataset: str) -> str:
 
 
 def foreign_message(path: Path, command: str, *, is_in_the_way: bool) -> str:
-    """One sentence on an LMDB file that other tools packed, perhaps where ours is to lie."""
+    """Say that other tools packed an LMDB file, and that it is in the way of ours if it is."""
     return (
         f"{path} was packed by other tools, those of CRIS, ETRIS or BarLeRIa (pickle or pyarrow "
         f"records), which is not read; {'move it away and ' if is_in_the_way else ''}rebuild the "
@@ -89,7 +89,7 @@ class Mark(NamedTuple):
 
 
 class Index(NamedTuple):
-    """A split without its texts and masks; N references, M expressions.
+    """What is known of a split without its texts and masks; N references, M expressions.
 
     Attributes:
         position: int32 (N,), place of the reference in the annotation files.
@@ -108,14 +108,14 @@ class Index(NamedTuple):
     tokens: np.ndarray
 
     def to_bytes(self) -> bytes:
-        """The arrays as an uncompressed ``.npz`` file."""
+        """Encode the arrays as an uncompressed ``.npz`` file."""
         file = io.BytesIO()
         np.savez(file, **self._asdict())
         return file.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Index":
-        """The inverse of ``to_bytes``; ``lmdb.CorruptedError`` if it is none."""
+        """Decode what ``to_bytes`` encoded; ``lmdb.CorruptedError`` for anything else."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return cls(**{name: arrays[name] for name in cls._fields})
@@ -124,17 +124,17 @@ class Index(NamedTuple):
 
 
 def record_key(split: str, row: int) -> bytes:
-    """Where the record of a split's reference ``row`` lies."""
+    """Return the key of the record of a split's reference ``row``."""
     return f"{split}/{row:08d}".encode()
 
 
 def index_key(split: str) -> bytes:
-    """Where the index of a split lies."""
+    """Return the key of the index of a split."""
     return f"index/{split}".encode()
 
 
 class ReferStore:
-    """Reads one packed data set; holds no open file, so it can be sent to other processes.
+    """Read one packed data set; it holds no open file, so it can be sent to other processes.
 
     Attributes:
         header: format, dataset, images (name of the image store), splits (name -> counts), sources
@@ -151,7 +151,7 @@ class ReferStore:
         self.dataset = dataset
         self.path = store_path(root, dataset)
         if not self.path.exists():
-            raise ValueError(explain_absent(root, dataset))
+            raise ValueError(explain_missing(root, dataset))
         self._command = packing_command(root, dataset)
         self.header = read_header(self.path, self._command)
         if "splits" not in self.header:
@@ -163,39 +163,39 @@ class ReferStore:
         read_header(self.images_path, self._command)
 
     def check_split(self, split: str) -> None:
-        """``ValueError`` names the splits if ``split`` is none of them."""
+        """Raise ``ValueError`` with the splits if ``split`` is none of them."""
         datasets.check_split(self.dataset, split, self.splits)
 
     def references(self, split: str) -> list[dict[str, Any]]:
-        """All records of a split, in the order of the annotation file."""
+        """Read all records of a split, in the order of the annotation file."""
         self.check_split(split)
         with readable(self.path, self._command):
             return [json.loads(value) for _, value in scan(open_store(self.path), f"{split}/")]
 
     def reference(self, split: str, row: int) -> dict[str, Any]:
-        """One record of a split; ``IndexError`` beyond its end."""
+        """Read one record of a split; ``IndexError`` beyond its end."""
         self.check_split(split)
         if not 0 <= row < self.header["splits"][split]["refs"]:
             raise IndexError(f"reference {row} of {split}")
         return json.loads(self._read(self.path, record_key(split, row)))
 
     def index(self, split: str) -> Index:
-        """What is known of a split without reading its records."""
+        """Read the index of a split."""
         self.check_split(split)
         data = self._read(self.path, index_key(split))
         with readable(self.path, self._command):
             return Index.from_bytes(data)
 
     def file_names(self, split: str) -> set[str]:
-        """Names of the images of a split."""
+        """Read the names of the images of a split."""
         return {name.decode() for name in np.unique(self.index(split).file_name)}
 
     def image(self, file_name: str) -> bytes:
-        """The bytes of an image file as they were packed."""
+        """Read the bytes of an image file."""
         return self._read(self.images_path, file_name.encode())
 
     def image_marks(self) -> dict[str, Mark]:
-        """The marks of all images of the image store, by name; other data sets may share it."""
+        """Read the marks of all images of the image store, which other data sets may share."""
         with readable(self.images_path, self._command):
             return read_marks(open_store(self.images_path))
 
@@ -209,10 +209,10 @@ class ReferStore:
 
 
 def read_header(path: Path, command: str) -> dict[str, Any]:
-    """What a store says of itself; ``command`` packs it.
+    """Read the header of a store; ``command`` packs it.
 
     Raises:
-        ValueError: it is none of ours, damaged, or of another format.
+        ValueError: it is not one of ours, damaged, or of another format.
     """
     header = raw_header(path, command)
     if header.get("format") != FORMAT:
@@ -224,7 +224,7 @@ def read_header(path: Path, command: str) -> dict[str, Any]:
 
 
 def raw_header(path: Path, command: str) -> dict[str, Any]:
-    """The header of a store of any format of ours; ``ValueError`` like ``read_header``."""
+    """Read the header of a store of any of our formats; ``ValueError`` like ``read_header``."""
     if path.is_dir():
         raise ValueError(foreign_message(path, command, is_in_the_way=True))
     with readable(path, command):
@@ -239,7 +239,7 @@ def raw_header(path: Path, command: str) -> dict[str, Any]:
 
 @contextmanager
 def readable(path: Path, command: str) -> Iterator[None]:
-    """Turn what a damaged store raises into a ``ValueError``; ``command`` packs it."""
+    """Turn the error of a damaged store into a ``ValueError``; ``command`` packs it."""
     try:
         yield
     except (lmdb.Error, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -250,7 +250,7 @@ def readable(path: Path, command: str) -> Iterator[None]:
 
 
 def scan(environment: Any, prefix: str) -> Iterator[tuple[str, bytes]]:
-    """All keys that begin with ``prefix``, without it, and their values, in order."""
+    """Yield all keys that begin with ``prefix``, without it, and their values, in order."""
     start = prefix.encode()
     with environment.begin() as transaction:
         cursor = transaction.cursor()
@@ -274,10 +274,10 @@ _OPENED: dict[tuple[int, int], _Opened] = {}  # by device and inode
 
 
 def open_store(path: Path) -> Any:
-    """The process's one environment of a store for reading, opened at first use.
+    """Open a store for reading, once in a process; LMDB refuses to open a file twice.
 
-    One for all readers, since LMDB refuses to open a file twice. It is opened anew after a fork,
-    which LMDB handles must not cross, and where another file took its place.
+    It is opened again after a fork, which LMDB handles must not cross, and when another file took
+    its place.
 
     Raises:
         lmdb.Error: the file is no LMDB file, or its end is missing.
@@ -292,7 +292,7 @@ def open_store(path: Path) -> Any:
 
 
 def open_reader(path: Path) -> Any:
-    """An LMDB environment for reading, to be closed by the caller; ``lmdb.Error`` if damaged."""
+    """Open an LMDB file that the caller closes; ``lmdb.Error`` if it is damaged."""
     if not path.stat().st_size:
         raise lmdb.InvalidError("it is empty")
     # read ahead: an image takes dozens of pages, which a disk would otherwise be asked for singly
@@ -305,7 +305,7 @@ def open_reader(path: Path) -> Any:
 
 
 def used_bytes(environment: Any) -> int:
-    """Up to where the file of an environment is in use."""
+    """Return the size of the file of an environment up to its last used page."""
     return (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
 
 

@@ -1,4 +1,4 @@
-"""The letterbox: an image of any shape in the middle of a square, and the way back."""
+"""Letterbox an image of any shape into the middle of a square, and sample the way back."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class Letterbox(NamedTuple):
 
     @classmethod
     def fit(cls, height: int, width: int, size: int) -> "Letterbox":
-        """The largest centred copy of the image that fits into the square."""
+        """Fit the largest centred copy of the image into the square."""
         scale = size / max(height, width)
         box = cls(height, width, size, scale, 0, 0)
         inner_height, inner_width = box.inner
@@ -60,7 +60,7 @@ def letterbox_image(image: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox
 
 
 def pad_to_planes(resized: np.ndarray, box: Letterbox) -> np.ndarray:
-    """Pad what ``resize_image`` gives, one plane a colour: uint8 (h, w, 3) -> (3, size, size)."""
+    """Pad what ``resize_image`` returns, a plane for each colour: uint8 -> (3, size, size)."""
     planes = np.empty((3, box.size, box.size), np.uint8)
     planes[:] = np.array(PADDING, np.uint8)[:, None, None]
     cv2.split(resized, list(planes[:, *box.window]))  # a tenth of the time of a permuted copy
@@ -68,7 +68,7 @@ def pad_to_planes(resized: np.ndarray, box: Letterbox) -> np.ndarray:
 
 
 def letterbox_mask(mask: np.ndarray, box: Letterbox) -> np.ndarray:
-    """The mask where the image went: bool (H, W) -> uint8 (size, size) of 0 and 1.
+    """Letterbox a mask like its image: bool (H, W) -> uint8 (size, size) of 0 and 1.
 
     A pixel is set where the bilinearly resized mask reaches one half.
     """
@@ -79,7 +79,7 @@ def letterbox_mask(mask: np.ndarray, box: Letterbox) -> np.ndarray:
 
 
 def letterbox_matrices(height: int, width: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The letterbox of the released code as matrices (2, 3): picture -> square, and back.
+    """Compute the released code's letterbox as matrices (2, 3): image -> square, and back.
 
     Sides and padding are not rounded to whole pixels there. Each matrix comes of three corners in
     float32; corners of pixels, not their centres, lie on each other.
@@ -94,9 +94,9 @@ def letterbox_matrices(height: int, width: int, size: int) -> tuple[np.ndarray, 
 
 
 def warp_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """The mask in the square as the released code trains on it: bool (H, W) -> uint8 (size, size).
+    """Warp a mask as the released code trains on it: bool (H, W) -> uint8 (size, size).
 
-    255 in the target, 0 outside, grey on its border: bilinear, 0 beyond the picture.
+    255 in the target, 0 outside, grey on its border: bilinear, 0 beyond the image.
     """
     height, width = mask.shape
     matrix, _ = letterbox_matrices(height, width, size)
@@ -105,7 +105,7 @@ def warp_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def warp_to_image(square: np.ndarray, box: Letterbox) -> np.ndarray:
-    """A map of the square at the picture, as the released code scores it: float32 (H, W).
+    """Warp a map of the square to the image, as the released code scores it: float32 (H, W).
 
     Bicubic, 0 beyond the square; ``square`` is float32 (size, size).
     """
@@ -133,7 +133,7 @@ def restore_logits(logits: Tensor, box: Letterbox) -> Tensor:
 
 
 def _sample_rows(x: Tensor, inner: int, length: int, before: int, size: int) -> Tensor:
-    """``x (..., h, w)`` at ``length`` places of its rows: ``(..., length, w)``."""
+    """Sample ``x (..., h, w)`` at ``length`` places of its rows: ``(..., length, w)``."""
     num_rows, device = x.shape[-2], x.device
     centres = torch.arange(length, dtype=torch.float64, device=device) + 0.5
     place = (centres * (inner / length) + before) * (num_rows / size) - 0.5

@@ -15,18 +15,18 @@ _LONGEST_RUN = 7  # characters of a run length in compressed form, 5 bits each
 
 
 def to_record(entry: Entry) -> dict[str, Any]:
-    """The record of an entry, complete with its mask; ValueError names place and reason."""
+    """Complete the record of an entry with its mask; ``ValueError`` names place and reason."""
     height, width = entry.record["height"], entry.record["width"]
     assert height is not None and width is not None, "entries of unreadable images are no records"
     return {**entry.record, "rle": encode_mask(entry.segmentation, height, width, entry.place)}
 
 
 def encode_mask(segmentation: Any, height: int, width: int, place: str) -> str:
-    """The mask of a segmentation as the text of a compressed COCO RLE.
+    """Encode the mask of a segmentation as the text of a compressed COCO RLE.
 
-    It is the union of COCO polygons, what a COCO RLE holds (its counts as list, text or bytes),
+    It is the union of COCO polygons, the mask of a COCO RLE (its counts as list, text or bytes),
     or all pixels of a PNG file that are not 0. Polygons are rasterised by pycocotools, as other
-    fillers draw other borders; what lies outside the image is cut off. The mask may be empty.
+    fillers draw other borders; what is outside the image is cut off. The mask may be empty.
 
     Raises:
         ValueError: begins with ``place`` and says what is wrong with the segmentation.
@@ -47,7 +47,7 @@ def encode_mask(segmentation: Any, height: int, width: int, place: str) -> str:
 
 
 def check_segmentation(segmentation: Any, height: int | None, width: int | None) -> None:
-    """Raise what ``encode_mask`` would, without a place, as far as no image must be read."""
+    """Raise what ``encode_mask`` would, without a place, as far as that needs no image."""
     if isinstance(segmentation, Path):
         _check_present(segmentation)
     elif not isinstance(segmentation, dict):
@@ -62,7 +62,7 @@ def _check_present(path: Path) -> None:
 
 
 def _check_polygons(parts: Any) -> None:
-    """ValueError unless ``parts`` are lists of x, y pairs of at least three points each."""
+    """Raise ``ValueError`` unless ``parts`` are lists of x, y pairs of at least three points."""
     if (
         not isinstance(parts, list)
         or not parts
@@ -90,7 +90,7 @@ def _check_polygons(parts: Any) -> None:
 
 
 def _run_lengths(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Runs of 0 and 1 in turn, column by column, of an RLE that fits the image.
+    """Read runs of 0 and 1 in turn, column by column, of an RLE that fits the image.
 
     Checked here since pycocotools decodes damaged runs to any mask or reads beyond their end.
     """
@@ -117,7 +117,7 @@ def _run_lengths(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
 
 
 def _decompress(counts: str | bytes) -> np.ndarray | None:
-    """Run lengths of a compressed RLE, None if no encoder writes such a text.
+    """Decode the run lengths of a compressed RLE; None if no encoder writes such a text.
 
     A number has 5 bits a character, lowest first, of which bit 5 says that another follows; its
     highest bit is the sign. From the fourth on, numbers are differences to the last but one.
@@ -140,7 +140,7 @@ def _decompress(counts: str | bytes) -> np.ndarray | None:
 
 
 def _read_png(path: Path, height: int, width: int) -> np.ndarray:
-    """Which pixels of a PNG are not 0 in some colour, or whose index is not 0: bool (H, W)."""
+    """Read which pixels of a PNG are not 0 in some colour or in their index: bool (H, W)."""
     from PIL import Image, UnidentifiedImageError
 
     _check_present(path)
@@ -153,27 +153,18 @@ def _read_png(path: Path, height: int, width: int) -> np.ndarray:
             pixels = np.asarray(image) if size == (width, height) else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "no PNG" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"mask {path} cannot be read as PNG ({reason}); write it anew") from None
+        raise ValueError(f"mask {path} cannot be read as PNG ({reason}); write it again") from None
     if pixels is None:
         raise ValueError(
             f"mask {path} has {size[0]} x {size[1]} pixels, its image {width} x {height} "
             "(width x height); they should be equal"
         )
-    if _bit_depth(data) == 16 and not mode.startswith("I"):
-        pixels = _read_deep_colours(data)
+    bit_depth = data[24]  # the header is first in every PNG, and the depth follows width and height
+    if bit_depth == 16 and not mode.startswith("I"):
+        import cv2
+
+        # Pillow keeps the upper eight of 16 bits
+        pixels = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
     if pixels.ndim == 2:
         return pixels != 0
     return (pixels[..., : len(mode.removesuffix("A"))] != 0).any(axis=-1)  # without alpha
-
-
-def _bit_depth(png: bytes) -> int:
-    return png[24]  # the header is first in every PNG, and the depth follows width and height
-
-
-def _read_deep_colours(png: bytes) -> np.ndarray:
-    """Colours of 16 bits, of which Pillow keeps the upper eight: uint16 (H, W, channels)."""
-    import cv2
-
-    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    assert pixels is not None, "Pillow has read it"
-    return pixels

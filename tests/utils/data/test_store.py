@@ -1,9 +1,9 @@
-"""Packed stores: what was put in comes out, and what is said of anything else."""
+"""Packed stores: what was put in comes out, and everything else is a clear error."""
 
 import json
-import multiprocessing
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,25 +23,17 @@ from utils.prepare.refer import refer_source
 Copy = Callable[..., Source]
 
 
-def test_records_and_images_come_back_as_they_were(demo_root: Path) -> None:
+def test_records_images_and_indices_come_back(demo_root: Path) -> None:
     store, source = ReferStore(demo_root, "demo"), refer_source(demo_root, "demo")
-    records = [to_record(entry) for entry in source.read()]
+    all_records = [to_record(entry) for entry in source.read()]
     assert store.splits == ("train", "val", "testA", "testB")
     for split in store.splits:
-        expected = [row for row in records if row["split"] == split]
-        assert store.references(split) == expected
-        assert [store.reference(split, row) for row in range(len(expected))] == expected
-        assert store.file_names(split) == {row["file_name"] for row in expected}
-    for name in {record["file_name"] for record in records}:
-        assert store.image(name) == (source.images / name).read_bytes()
-
-
-def test_the_index_agrees_with_the_records(demo_root: Path) -> None:
-    store = ReferStore(demo_root, "demo")
-    order = [entry.record["ref_id"] for entry in refer_source(demo_root, "demo").read()]
-    for split in store.splits:
-        index, records = store.index(split), store.references(split)
-        assert [order[place] for place in index.position] == [row["ref_id"] for row in records]
+        records = [row for row in all_records if row["split"] == split]
+        assert store.references(split) == records
+        assert [store.reference(split, row) for row in range(len(records))] == records
+        assert store.file_names(split) == {row["file_name"] for row in records}
+        index = store.index(split)
+        assert [all_records[place] for place in index.position] == records
         assert index.num_sentences.tolist() == [len(row["sentences"]) for row in records]
         assert index.area.tolist() == [decode_mask(row).sum() for row in records]
         assert [name.decode() for name in index.file_name] == [row["file_name"] for row in records]
@@ -50,6 +42,8 @@ def test_the_index_agrees_with_the_records(demo_root: Path) -> None:
         assert index.tokens.tolist() == [token for ids in tokens for token in ids]
         types = [array.dtype for array in index]
         assert types[:3] == [np.int32, np.int32, np.int64] and types[4:] == [np.int32, np.uint16]
+    for name in {record["file_name"] for record in all_records}:
+        assert store.image(name) == (source.images / name).read_bytes()
 
 
 def test_names_beyond_ascii_come_back(copy_as: Copy, tmp_path: Path) -> None:
@@ -67,22 +61,6 @@ def test_names_beyond_ascii_come_back(copy_as: Copy, tmp_path: Path) -> None:
     assert store.splits == ("train",), "the others are neither there nor published"
     assert new in store.file_names("train")
     assert store.image(new) == (source.images / new).read_bytes()
-
-
-def read_again(store: ReferStore, expected: bytes) -> None:
-    assert store.image(store.reference("val", 0)["file_name"]) == expected
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes_read_on(demo_root: Path, method: str) -> None:
-    store = ReferStore(demo_root, "demo")
-    expected = store.image(store.reference("val", 0)["file_name"])
-    arguments = (pickle.loads(pickle.dumps(store)), expected)
-    process = multiprocessing.get_context(method).Process(target=read_again, args=arguments)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-    read_again(store, expected)
 
 
 def put(path: Path, items: dict[bytes, bytes]) -> None:
@@ -103,27 +81,20 @@ def root(demo_root: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-images"])
-def test_an_older_format_is_packed_again(demo_root: Path, root: Path, name: str) -> None:
+def test_an_older_format_is_packed_again_and_a_newer_one_refused(
+    demo_root: Path, root: Path, name: str
+) -> None:
+    source = refer_source(demo_root, "demo")
+    put(store_path(root, name), {b"header": json.dumps({"format": 99}).encode()})
+    for function in (lambda: ReferStore(root, "demo"), lambda: packed_header(root, source)):
+        with pytest.raises(ValueError, match=rf"{name}\.lmdb has format 99 "):
+            function()
     put(store_path(root, name), {b"header": json.dumps({"format": 1}).encode()})
     with pytest.raises(ValueError, match=rf"{name}\.lmdb has format 1 .*: python tools/prep"):
         ReferStore(root, "demo")
-    source = refer_source(demo_root, "demo")
     assert packed_header(root, source) is None
     assert pack_dataset(root, source)["format"] == 2
-    assert (
-        ReferStore(root, "demo").header["fingerprint"] == packed_header(root, source)["fingerprint"]
-    )
-
-
-@pytest.mark.parametrize("name", ["demo", "demo-images"])
-def test_a_newer_format_is_refused(demo_root: Path, root: Path, name: str) -> None:
-    put(store_path(root, name), {b"header": json.dumps({"format": 99}).encode()})
-    for function in (
-        lambda: ReferStore(root, "demo"),
-        lambda: packed_header(root, refer_source(demo_root, "demo")),
-    ):
-        with pytest.raises(ValueError, match=rf"{name}\.lmdb has format 99 and this code"):
-            function()
+    assert ReferStore(root, "demo").header == packed_header(root, source)
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-images"])
@@ -135,11 +106,10 @@ def test_damaged_stores_are_refused(demo_root: Path, root: Path, name: str, dama
     else:
         path.write_bytes(b"something else" * 1000 if damage == "text" else b"")
     message = rf"{name}\.lmdb is no readable store \(.*--dataset demo --root .* --force"
-    with pytest.raises(ValueError, match=message):
-        ReferStore(root, "demo")
     source = refer_source(demo_root, "demo")
-    with pytest.raises(ValueError, match=message):
-        packed_header(root, source)
+    for function in (lambda: ReferStore(root, "demo"), lambda: packed_header(root, source)):
+        with pytest.raises(ValueError, match=message):
+            function()
     assert pack_dataset(root, source, force=True)["format"] == 2
     assert ReferStore(root, "demo").references("val")
 
@@ -147,9 +117,8 @@ def test_damaged_stores_are_refused(demo_root: Path, root: Path, name: str, dama
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda _: b"x", lambda _: b""])
 def test_a_damaged_index_is_refused(root: Path, damage: Callable[[bytes], bytes]) -> None:
     store = ReferStore(root, "demo")
-    index = damage(store.index("val").to_bytes())
-    put(store.path, {b"index/val": index})
-    with pytest.raises(ValueError, match=r"demo\.lmdb is no readable store \(an index"):
+    put(store.path, {b"index/val": damage(store.index("val").to_bytes())})
+    with pytest.raises(ValueError, match=re.escape(str(store.path))):
         store.index("val")
 
 
@@ -159,74 +128,59 @@ FOREIGN = {b"__keys__": pickle.dumps([b"0"]), b"__len__": pickle.dumps(1), b"0":
 
 @pytest.mark.parametrize("place", ["refcoco/train.lmdb", "refcoco.lmdb", "refcoco.lmdb/data.mdb"])
 def test_stores_of_other_tools_are_recognised(copy_as: Copy, tmp_path: Path, place: str) -> None:
-    path = tmp_path / "lmdb" / place
+    path, source = tmp_path / "lmdb" / place, copy_as("refcoco", range(9))
     put(path, FOREIGN)
-    with pytest.raises(
-        ValueError, match=r"packed by other tools, those of CRIS, ETRIS or Bar"
-    ) as info:
-        ReferStore(tmp_path, "refcoco")
     command = f"python tools/prepare_datasets.py --dataset refcoco --root {tmp_path}"
-    assert str(info.value).endswith(command)
+    with pytest.raises(ValueError, match=f"CRIS, ETRIS or Bar.*{re.escape(command)}$") as info:
+        ReferStore(tmp_path, "refcoco")
     is_in_the_way = not place.startswith("refcoco/")
-    assert ("move it away and rebuild" in str(info.value)) == is_in_the_way
-    source = copy_as("refcoco", range(9))
-    if place == "refcoco/train.lmdb":
+    assert ("move it away" in str(info.value)) == is_in_the_way
+    if is_in_the_way:
+        with pytest.raises(ValueError, match="move it away"):
+            packed_header(tmp_path, source)
+    else:
         assert packed_header(tmp_path, source) is None
         pack_dataset(tmp_path, source, accept_differences=True)
         assert ReferStore(tmp_path, "refcoco").references("train")
         assert path.is_file()
-    else:
-        with pytest.raises(ValueError, match="move it away and rebuild"):
-            packed_header(tmp_path, source)
-    if place == "refcoco.lmdb/data.mdb":
-        with pytest.raises(ValueError, match="move it away and rebuild"):
+    if place.endswith("data.mdb"):
+        with pytest.raises(ValueError, match="move it away"):
             pack_dataset(tmp_path, source, accept_differences=True, force=True)
 
 
-def test_unknown_names_list_the_known_ones(demo_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no data set 'coco'; did you mean 'refcoco'"):
+def test_unknown_names_are_named(demo_root: Path, tmp_path: Path) -> None:
+    store = ReferStore(demo_root, "demo")
+    with pytest.raises(ValueError, match=r"'coco'; did you mean 'refcoco'.* known are demo"):
         ReferStore(demo_root, "coco")
-    with pytest.raises(ValueError, match=r"known are demo, refcoco, .* --custom FILE .*--name x"):
+    with pytest.raises(ValueError, match=r"--custom FILE .*--name x"):
         ReferStore(tmp_path, "x")
     for name in ("../demo", "", "a b", "/demo"):
-        with pytest.raises(ValueError, match=f"no data set '{name}'.* known are demo"):
+        with pytest.raises(ValueError, match=f"'{name}'.* known are demo"):
             ReferStore(demo_root, name)
-    with pytest.raises(ValueError, match="holds images, no data set"):
+    with pytest.raises(ValueError, match="demo-images"):
         ReferStore(demo_root, "demo-images")
-    store = ReferStore(demo_root, "demo")
-    with pytest.raises(ValueError, match="it has train, val, testA, testB"):
+    with pytest.raises(ValueError, match=r"'test'.* train, val, testA, testB"):
         store.references("test")
-    with pytest.raises(ValueError, match=r"holds no image x\.jpg"):
+    with pytest.raises(ValueError, match=r"image x\.jpg"):
         store.image("x.jpg")
     with pytest.raises(IndexError):
         store.reference("val", len(store.index("val").area))
+    with pytest.raises(ValueError, match=r"--root '.*my data'"):  # quoted
+        ReferStore(tmp_path / "my data", "refcoco")
 
 
-def test_own_data_sets_are_among_the_names(copy_as: Copy, tmp_path: Path) -> None:
-    source = copy_as("refcoco", range(9))._replace(dataset="mine", published={})
-    pack_dataset(tmp_path, source)
-    with pytest.raises(ValueError, match=r"did you mean 'mine'\?.*packed in .* are mine; "):
+def test_an_image_store_packed_again_is_noticed(copy_as: Copy, tmp_path: Path) -> None:
+    first, second = copy_as("refcoco", range(20)), copy_as("refcoco+", range(10, 40))
+    second = second._replace(dataset="mine", published={})
+    for source in (first, second):
+        pack_dataset(tmp_path, source, accept_differences=True)
+    with pytest.raises(ValueError, match=r"did you mean 'mine'\?"):
         ReferStore(tmp_path, "mime")
     close_store(store_path(tmp_path, "coco-images"))
     store_path(tmp_path, "coco-images").unlink()
-    with pytest.raises(
-        ValueError, match=r"coco-images\.lmdb is missing; make it with: .*--name mine"
-    ):
+    with pytest.raises(ValueError, match=r"coco-images\.lmdb is missing.*--name mine"):
         ReferStore(tmp_path, "mine")
-
-
-def test_an_image_store_made_anew_is_noticed(copy_as: Copy, tmp_path: Path) -> None:
-    first, second = copy_as("refcoco", range(20)), copy_as("refcoco+", range(10, 40))
-    for source in (first, second):
-        pack_dataset(tmp_path, source, accept_differences=True)
-    close_store(store_path(tmp_path, "coco-images"))
-    store_path(tmp_path, "coco-images").unlink()
     assert packed_header(tmp_path, first) is None
     header = pack_dataset(tmp_path, first, accept_differences=True)
     assert packed_header(tmp_path, first) == header
     assert packed_header(tmp_path, second) is None
-
-
-def test_a_root_with_a_blank_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--root '.*my data'"):
-        ReferStore(tmp_path / "my data", "refcoco")

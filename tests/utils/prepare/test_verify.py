@@ -1,4 +1,4 @@
-"""Reading a packed set whole finds whatever was changed in it."""
+"""Verifying a packed data set finds whatever was changed in it."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ def flip(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("new", "message"),
     [
-        (flip, "has another checksum than when it was packed"),
+        (flip, "has another checksum"),
         (lambda data: data[:50], "has another checksum"),
         (lambda _: None, "is missing"),
     ],
@@ -92,8 +92,8 @@ def of_same_length(line: bytes) -> bytes:
     [
         ({"rle": "5"}, r"val: reference \d+: RLE is damaged"),
         ({"height": 3}, r"val: reference \d+: RLE is damaged"),
-        ({"file_name": "x.jpg"}, "val: file_name of its index is not that of its records"),
-        ({"sentences": [[0, "a"]]}, "val: num_sentences of its index is not that of its records"),
+        ({"file_name": "x.jpg"}, "val: file_name of its index"),
+        ({"sentences": [[0, "a"]]}, "val: num_sentences of its index"),
     ],
 )
 def test_a_changed_record_is_noticed(root: Path, fields: dict, message: str) -> None:
@@ -117,7 +117,7 @@ def test_a_changed_index_is_noticed(root: Path, name: str) -> None:
         return index._replace(**{name: array}).to_bytes()
 
     change(root, "demo", "index/testA", new)
-    with pytest.raises(ValueError, match=f"testA: {name} of its index is not that of its records"):
+    with pytest.raises(ValueError, match=f"testA: {name} of its index"):
         verify_dataset(root, "demo")
 
 
