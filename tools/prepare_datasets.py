@@ -25,8 +25,8 @@ from utils.logging import start_logging  # noqa: E402
 from utils.prepare.custom import jsonl_source, lists_source  # noqa: E402
 from utils.prepare.fetch import Job, describe, find_or_fetch, summarise  # noqa: E402
 from utils.prepare.pack import pack_dataset, packed_header  # noqa: E402
-from utils.prepare.verify import verify_dataset  # noqa: E402
 from utils.prepare.refer import refer_source  # noqa: E402
+from utils.prepare.verify import verify_dataset  # noqa: E402
 
 EXAMPLES = """  python tools/prepare_datasets.py --dataset demo
       generate the demo and pack it

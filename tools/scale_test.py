@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,14 +55,14 @@ class Limit(NamedTuple):
 
 def write_files(root: Path, num_images: int, *, shows_progress: bool = False) -> None:
     """Write references, annotations and noisy images with RefCOCO's counts, or a share of them."""
-    import numpy as np
     from tqdm import tqdm
 
     facts = dataset_facts("refcoco")
-    folder, images, share = root / facts.folder, root / facts.images, num_images / NUM_IMAGES
+    folder, images = root / facts.folder, root / facts.images
     for path in (folder, images):
         path.mkdir(parents=True, exist_ok=True)
-    write = partial(write_image, images, num_images, round(NUM_ANNOTATIONS * share))
+    num_annotations = round(NUM_ANNOTATIONS * num_images / NUM_IMAGES)
+    write = partial(write_image, images, num_images, num_annotations)
     with start_workers(None, num_images) as run:
         rows = run(write, range(num_images))
         written = list(tqdm(rows, total=num_images, unit="images", disable=not shows_progress))
@@ -70,23 +71,32 @@ def write_files(root: Path, num_images: int, *, shows_progress: bool = False) ->
         for part, name in enumerate(("images", "annotations"))
     )
     (folder / "instances.json").write_text(f"{{{tables}}}", encoding="utf-8")
+    (folder / facts.refs).write_bytes(pickle.dumps(make_refs(num_images), protocol=2))
+
+
+def make_refs(num_images: int) -> list[dict[str, Any]]:
+    """Make the references of every split, in a random order, as REFER's pickles have them."""
+    import numpy as np
+
+    share = num_images / NUM_IMAGES
     counts = {split: max(1, round(share * number)) for split, number in IMAGES.items()}
     counts["train"] += num_images - sum(counts.values())
     rng, first = np.random.default_rng(0), 0
+    words = iter(rng.choice(WORDS, 8 * NUM_ANNOTATIONS).tolist())  # more than are needed
     refs: list[dict[str, Any]] = []
     for split, count in counts.items():
-        num_refs, num_sentences = (round(n * count / IMAGES[split]) for n in facts.splits[split])
+        published = dataset_facts("refcoco").splits[split]
+        num_refs, num_sentences = (round(n * count / IMAGES[split]) for n in published)
+        lengths = 1 + rng.poisson(2.6, num_sentences)
+        texts = [{"sent": " ".join(islice(words, length))} for length in lengths.tolist()]
         for place in range(num_refs):
             image, number = first + place % count, len(refs)
             # annotation ``a`` is on image ``a % num_images``
             ann_id = image + place // count * num_images
-            lengths = 1 + rng.poisson(2.6, len(range(place, num_sentences, num_refs)))
-            sentences = [{"sent": " ".join(rng.choice(WORDS, length))} for length in lengths]
             ids = {"ref_id": number, "ann_id": ann_id, "image_id": image, "category_id": 1}
-            refs.append({**ids, "split": split, "sentences": sentences})
+            refs.append({**ids, "split": split, "sentences": texts[place::num_refs]})
         first += count
-    refs = [refs[place] for place in rng.permutation(len(refs))]
-    (folder / facts.refs).write_bytes(pickle.dumps(refs, protocol=2))
+    return [refs[place] for place in rng.permutation(len(refs))]
 
 
 def write_image(folder: Path, num_images: int, num_annotations: int, number: int) -> list[str]:

@@ -2,8 +2,6 @@
 
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,18 +128,6 @@ def test_opening_reads_no_record_and_no_image(
         dataset[0]
 
 
-def test_opening_needs_no_tokenizer(demo_root: Path) -> None:
-    code = (
-        "import sys; from utils.data.dataset import ReferDataset\n"
-        f"dataset = ReferDataset({str(demo_root)!r}, 'demo', 'train', image_size=32)\n"
-        "print(dataset[0]['ids'].shape, 'open_clip' in sys.modules)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert result.stdout == "torch.Size([17]) False\n"
-
-
 def choose_sentences(dataset: ReferDataset, epoch: int, rows: list[int]) -> list[int]:
     """Sentences chosen by seed, epoch and place among ``rows``, as from the first version on."""
     records = dataset.store.references("train")
@@ -231,11 +217,10 @@ def test_colours_are_red_green_blue(demo_root: Path, val: ReferDataset) -> None:
     np.testing.assert_array_equal(val.original(0)[0], expected)
 
 
-@pytest.mark.parametrize(("method", "num_workers"), [("fork", 2), ("spawn", 1)])
-def test_workers_change_nothing(train: ReferDataset, method: str, num_workers: int) -> None:
+def test_workers_change_nothing(train: ReferDataset) -> None:
     train.set_epoch(4)
     expected = list(load(train))  # the parent has the images open when the workers begin
-    found = list(load(train, num_workers=num_workers, multiprocessing_context=method))
+    found = list(load(train, num_workers=2, multiprocessing_context="fork"))
     for one, two in zip(expected, found, strict=True):
         for key in one:
             torch.testing.assert_close(one[key], two[key])

@@ -69,11 +69,16 @@ def test_ctrl_c_ends_all_of_them() -> None:
             time.sleep(0.05)
 
 
-def test_importing_what_the_workers_run_is_light() -> None:
+def test_importing_what_the_workers_run_is_light(demo_root: Path) -> None:
     modules = "data.masks data.store prepare.images prepare.pack prepare.verify"
     code = "import sys\n" + "".join(f"import utils.{name}\n" for name in modules.split())
-    code += "print(sorted({'torch', 'cv2', 'open_clip'} & set(sys.modules)))"
+    code += (
+        "print(sorted({'torch', 'cv2', 'open_clip'} & set(sys.modules)))\n"
+        "from utils.data.dataset import ReferDataset\n"
+        f"dataset = ReferDataset({str(demo_root)!r}, 'demo', 'train', image_size=32)\n"
+        "print(dataset[0]['ids'].shape, 'open_clip' in sys.modules)"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert result.stdout == "[]\n"
+    assert result.stdout == "[]\ntorch.Size([17]) False\n"
