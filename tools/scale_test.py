@@ -82,7 +82,7 @@ def make_refs(num_images: int) -> list[dict[str, Any]]:
     counts = {split: max(1, round(share * number)) for split, number in IMAGES.items()}
     counts["train"] += num_images - sum(counts.values())
     rng, first = np.random.default_rng(0), 0
-    words = iter(rng.choice(WORDS, 8 * NUM_ANNOTATIONS).tolist())  # more than are needed
+    words = iter(rng.choice(WORDS, 4 * NUM_ANNOTATIONS).tolist())  # more than are needed
     refs: list[dict[str, Any]] = []
     for split, count in counts.items():
         published = dataset_facts("refcoco").splits[split]

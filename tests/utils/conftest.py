@@ -3,8 +3,9 @@
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
@@ -63,8 +64,15 @@ def copy_as(demo_root: Path, tmp_path: Path) -> Callable[..., Source]:
 
 
 @pytest.fixture
+def packed_copy(demo_root: Path, tmp_path: Path) -> Path:
+    """A root with a copy of the packed demo, to be changed."""
+    shutil.copytree(demo_root / "lmdb", tmp_path / "lmdb")
+    return tmp_path
+
+
+@pytest.fixture
 def contents() -> Callable[[Path], dict[bytes, bytes]]:
-    """``contents(path)``: all that a store holds."""
+    """``contents(path)``: all keys and values of a store."""
 
     def read(path: Path) -> dict[bytes, bytes]:
         close_store(path)  # LMDB opens a file once in a process
@@ -75,3 +83,25 @@ def contents() -> Callable[[Path], dict[bytes, bytes]]:
             return dict(transaction.cursor())
 
     return read
+
+
+@pytest.fixture
+def change_store() -> Callable[[Path, Mapping[str, Any]], None]:
+    """``change_store(path, {key: value})``: write a value, or what it makes of the old one."""
+
+    def change(path: Path, items: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        close_store(path)
+        with (
+            lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 28) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for key, value in items.items():
+                if callable(value):
+                    value = value(transaction.get(key.encode()))
+                if value is None:
+                    transaction.delete(key.encode())
+                else:
+                    transaction.put(key.encode(), value)
+
+    return change

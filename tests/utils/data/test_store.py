@@ -4,11 +4,9 @@ import json
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 
@@ -21,6 +19,7 @@ from utils.prepare.pack import pack_dataset, packed_header
 from utils.prepare.refer import refer_source
 
 Copy = Callable[..., Source]
+Change = Callable[[Path, dict], None]
 
 
 def test_records_images_and_indices_come_back(demo_root: Path) -> None:
@@ -63,33 +62,16 @@ def test_names_beyond_ascii_come_back(copy_as: Copy, tmp_path: Path) -> None:
     assert store.image(new) == (source.images / new).read_bytes()
 
 
-def put(path: Path, items: dict[bytes, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    close_store(path)
-    with (
-        lmdb.open(str(path), subdir=False, lock=False) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        for key, value in items.items():
-            transaction.put(key, value)
-
-
-@pytest.fixture
-def root(demo_root: Path, tmp_path: Path) -> Path:
-    shutil.copytree(demo_root / "lmdb", tmp_path / "lmdb")
-    return tmp_path
-
-
 @pytest.mark.parametrize("name", ["demo", "demo-images"])
 def test_an_older_format_is_packed_again_and_a_newer_one_refused(
-    demo_root: Path, root: Path, name: str
+    demo_root: Path, packed_copy: Path, change_store: Change, name: str
 ) -> None:
-    source = refer_source(demo_root, "demo")
-    put(store_path(root, name), {b"header": json.dumps({"format": 99}).encode()})
+    source, root = refer_source(demo_root, "demo"), packed_copy
+    change_store(store_path(root, name), {"header": json.dumps({"format": 99}).encode()})
     for function in (lambda: ReferStore(root, "demo"), lambda: packed_header(root, source)):
         with pytest.raises(ValueError, match=rf"{name}\.lmdb has format 99 "):
             function()
-    put(store_path(root, name), {b"header": json.dumps({"format": 1}).encode()})
+    change_store(store_path(root, name), {"header": json.dumps({"format": 1}).encode()})
     with pytest.raises(ValueError, match=rf"{name}\.lmdb has format 1 .*: python tools/prep"):
         ReferStore(root, "demo")
     assert packed_header(root, source) is None
@@ -99,8 +81,10 @@ def test_an_older_format_is_packed_again_and_a_newer_one_refused(
 
 @pytest.mark.parametrize("name", ["demo", "demo-images"])
 @pytest.mark.parametrize("damage", ["text", "cut", "empty"])
-def test_damaged_stores_are_refused(demo_root: Path, root: Path, name: str, damage: str) -> None:
-    path = store_path(root, name)
+def test_damaged_stores_are_refused(
+    demo_root: Path, packed_copy: Path, name: str, damage: str
+) -> None:
+    root, path = packed_copy, store_path(packed_copy, name)
     if damage == "cut":
         os.truncate(path, path.stat().st_size // 2)
     else:
@@ -115,21 +99,25 @@ def test_damaged_stores_are_refused(demo_root: Path, root: Path, name: str, dama
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda _: b"x", lambda _: b""])
-def test_a_damaged_index_is_refused(root: Path, damage: Callable[[bytes], bytes]) -> None:
-    store = ReferStore(root, "demo")
-    put(store.path, {b"index/val": damage(store.index("val").to_bytes())})
+def test_a_damaged_index_is_refused(
+    packed_copy: Path, change_store: Change, damage: Callable[[bytes], bytes]
+) -> None:
+    store = ReferStore(packed_copy, "demo")
+    change_store(store.path, {"index/val": damage})
     with pytest.raises(ValueError, match=re.escape(str(store.path))):
         store.index("val")
 
 
 # a pickle of a list of bytes; reading it must not be tried
-FOREIGN = {b"__keys__": pickle.dumps([b"0"]), b"__len__": pickle.dumps(1), b"0": b"\x80\x04}."}
+FOREIGN = {"__keys__": pickle.dumps([b"0"]), "__len__": pickle.dumps(1), "0": b"\x80\x04}."}
 
 
 @pytest.mark.parametrize("place", ["refcoco/train.lmdb", "refcoco.lmdb", "refcoco.lmdb/data.mdb"])
-def test_stores_of_other_tools_are_recognised(copy_as: Copy, tmp_path: Path, place: str) -> None:
+def test_stores_of_other_tools_are_recognised(
+    copy_as: Copy, change_store: Change, tmp_path: Path, place: str
+) -> None:
     path, source = tmp_path / "lmdb" / place, copy_as("refcoco", range(9))
-    put(path, FOREIGN)
+    change_store(path, FOREIGN)
     command = f"python tools/prepare_datasets.py --dataset refcoco --root {tmp_path}"
     with pytest.raises(ValueError, match=f"CRIS, ETRIS or Bar.*{re.escape(command)}$") as info:
         ReferStore(tmp_path, "refcoco")

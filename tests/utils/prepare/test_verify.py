@@ -2,47 +2,27 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
 
-from utils.data.store import Index, close_store, store_path
+from utils.data.store import Index, ReferStore, store_path
 from utils.prepare.verify import verify_dataset
 
 
 @pytest.fixture
-def root(demo_root: Path, tmp_path: Path) -> Path:
-    shutil.copytree(demo_root / "lmdb", tmp_path / "lmdb")
-    return tmp_path
+def change(packed_copy: Path, change_store: Callable) -> Callable[[str, str, Any], None]:
+    """``change("demo", key, new)``: change what the packed demo has under a key."""
+    return lambda store, key, new: change_store(store_path(packed_copy, store), {key: new})
 
 
-def change(root: Path, store: str, key: str, new: Callable[[bytes], bytes | None]) -> None:
-    """Replace what a store holds under a key; None takes it away."""
-    path = store_path(root, store)
-    close_store(path)
-    with (
-        lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 28) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        value = new(transaction.get(key.encode()))
-        if value is None:
-            transaction.delete(key.encode())
-        else:
-            transaction.put(key.encode(), value)
-
-
-def image_name(root: Path) -> str:
-    path = store_path(root, "demo")
-    close_store(path)
-    with (
-        lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment,
-        environment.begin() as transaction,
-    ):
-        return json.loads(transaction.get(b"val/00000003"))["file_name"]
+@pytest.fixture
+def image_name(packed_copy: Path) -> str:
+    """The image of a reference."""
+    return ReferStore(packed_copy, "demo").reference("val", 3)["file_name"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -62,20 +42,23 @@ def flip(data: bytes) -> bytes:
         (lambda _: None, "is missing"),
     ],
 )
-def test_a_changed_image_is_named(root: Path, new: Callable, message: str) -> None:
-    name = image_name(root)
-    change(root, "demo-images", name, new)
-    with pytest.raises(ValueError, match=rf"demo\.lmdb: image {name} {message}.* --force"):
-        verify_dataset(root, "demo")
+def test_a_changed_image_is_named(
+    packed_copy: Path, change: Callable, image_name: str, new: Callable, message: str
+) -> None:
+    change("demo-images", image_name, new)
+    with pytest.raises(ValueError, match=rf"demo\.lmdb: image {image_name} {message}.* --force"):
+        verify_dataset(packed_copy, "demo")
 
 
-def test_an_image_that_was_never_good_is_named(root: Path) -> None:
-    name, text = image_name(root), b"no image"
+def test_an_image_that_was_never_good_is_named(
+    packed_copy: Path, change: Callable, image_name: str
+) -> None:
+    text = b"no image"
     mark = [hashlib.sha256(text).hexdigest(), len(text), 100, 120]
-    change(root, "demo-images", name, lambda _: text)
-    change(root, "demo-images", f"sha256/{name}", lambda _: json.dumps(mark).encode())
-    with pytest.raises(ValueError, match=f"image {name}: no image file"):
-        verify_dataset(root, "demo")
+    change("demo-images", image_name, lambda _: text)
+    change("demo-images", f"sha256/{image_name}", lambda _: json.dumps(mark).encode())
+    with pytest.raises(ValueError, match=f"image {image_name}: no image file"):
+        verify_dataset(packed_copy, "demo")
 
 
 def with_field(**fields: object) -> Callable[[bytes], bytes]:
@@ -96,45 +79,47 @@ def of_same_length(line: bytes) -> bytes:
         ({"sentences": [[0, "a"]]}, "val: num_sentences of its index"),
     ],
 )
-def test_a_changed_record_is_noticed(root: Path, fields: dict, message: str) -> None:
-    change(root, "demo", "val/00000003", with_field(**fields))
+def test_a_changed_record_is_noticed(
+    packed_copy: Path, change: Callable, fields: dict, message: str
+) -> None:
+    change("demo", "val/00000003", with_field(**fields))
     with pytest.raises(ValueError, match=message):
-        verify_dataset(root, "demo")
+        verify_dataset(packed_copy, "demo")
 
 
-def test_another_fingerprint_is_noticed(root: Path) -> None:
-    change(root, "demo", "val/00000003", of_same_length)
+def test_another_fingerprint_is_noticed(packed_copy: Path, change: Callable) -> None:
+    change("demo", "val/00000003", of_same_length)
     with pytest.raises(ValueError, match=r"its fingerprint is \w{64}, its header has \w{64}"):
-        verify_dataset(root, "demo")
+        verify_dataset(packed_copy, "demo")
 
 
 @pytest.mark.parametrize("name", ["area", "tokens", "num_tokens"])
-def test_a_changed_index_is_noticed(root: Path, name: str) -> None:
+def test_a_changed_index_is_noticed(packed_copy: Path, change: Callable, name: str) -> None:
     def new(data: bytes) -> bytes:
         index = Index.from_bytes(data)
         array = np.array(getattr(index, name))
         array[2] += 1
         return index._replace(**{name: array}).to_bytes()
 
-    change(root, "demo", "index/testA", new)
+    change("demo", "index/testA", new)
     with pytest.raises(ValueError, match=f"testA: {name} of its index"):
-        verify_dataset(root, "demo")
+        verify_dataset(packed_copy, "demo")
 
 
-def test_changed_counts_are_noticed(root: Path) -> None:
+def test_changed_counts_are_noticed(packed_copy: Path, change: Callable) -> None:
     def new(data: bytes) -> bytes:
         header = json.loads(data)
         header["splits"]["val"]["over_17"] = 4
         return json.dumps(header).encode()
 
-    change(root, "demo", "header", new)
+    change("demo", "header", new)
     with pytest.raises(ValueError, match="val: over_17 is 0, its header has 4"):
-        verify_dataset(root, "demo")
+        verify_dataset(packed_copy, "demo")
 
 
-def test_ten_faults_are_listed_and_the_others_counted(root: Path) -> None:
+def test_ten_faults_are_listed_and_the_others_counted(packed_copy: Path, change: Callable) -> None:
     for row in range(25):
-        change(root, "demo", f"val/{row:08d}", with_field(rle="5"))
+        change("demo", f"val/{row:08d}", with_field(rle="5"))
     with pytest.raises(ValueError, match=r"; and 16 faults more; pack it again: ") as info:
-        verify_dataset(root, "demo")
+        verify_dataset(packed_copy, "demo")
     assert str(info.value).count("RLE is damaged") == 10
