@@ -14,9 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,23 +152,11 @@ def in_fresh_process(function: Callable[..., dict[str, Any]], *arguments: Any) -
     """Return what ``function`` returns, and the peak memory of its process and its children."""
     from utils.memory import PeakMemory
 
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, function, arguments))
-    process.start()
-    sender.close()
-    with PeakMemory(process.pid or 0) as memory:
-        process.join()
-    if process.exitcode:
-        raise ValueError(f"{function.__name__} failed with exit code {process.exitcode}; see above")
-    return {**receiver.recv(), "peak_bytes": list(memory.peaks.values())}
-
-
-def _send(sender: Connection, function: Callable[..., dict[str, Any]], arguments: Any) -> None:
-    try:
-        sender.send(function(*arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool, PeakMemory(os.getpid()) as memory:
+        found = pool.submit(function, *arguments).result()
+    peaks = [size for process, size in memory.peaks.items() if process != os.getpid()]
+    return {**found, "peak_bytes": peaks}
 
 
 def pack(root: Path, shows_progress: bool) -> dict[str, Any]:
