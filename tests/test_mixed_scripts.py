@@ -32,13 +32,12 @@ SPLIT_OF = {"train": "train", "val": "test", "testA": "val", "testB": "train"}
 
 def pack(root: Path, dataset: str, change: Callable[[list[dict]], list[dict]]) -> None:
     """The demo's references, changed, as another data set on the demo's images."""
-    folder, source = root / dataset, refer_source(root, "demo")
-    folder.mkdir()
+    folder, source = root / dataset / "refcocog", refer_source(root, "demo")
+    folder.mkdir(parents=True)
     refs = change(read_refs(source.files[0]))
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    (folder / "refs(umd).p").write_bytes(pickle.dumps(refs, protocol=2))
     shutil.copy(source.files[1], folder)
-    files = (folder / "refs(unc).p", folder / "instances.json")
-    other = refer_source(root, "refcocog_u", refs=files[0], instances=files[1])
+    other = refer_source(root / dataset, "refcocog_u")
     pack_dataset(
         root,
         other._replace(

@@ -23,7 +23,7 @@ def pack_as(
     demo: Path, root: Path, dataset: str, splits: Mapping[int, str], store: str = "coco-images"
 ) -> None:
     """The demo's references on the images ``splits``, as another data set with these splits."""
-    folder = root / dataset
+    folder = root / dataset / "refcoco"
     folder.mkdir(parents=True)
     refs = [
         ref | {"split": splits[ref["image_id"]]}
@@ -32,13 +32,7 @@ def pack_as(
     ]
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     shutil.copy(demo / "instances.json", folder)
-    source = refer_source(
-        root,
-        "refcoco",
-        refs=folder / "refs(unc).p",
-        instances=folder / "instances.json",
-        images=demo / "images",
-    )
+    source = refer_source(root / dataset, "refcoco", images=demo / "images")
     published = {} if dataset not in ("refcoco", "refcoco+") else source.published
     source = source._replace(dataset=dataset, image_store=store, published=published)
     pack_dataset(root, source, accept_differences=True)
