@@ -46,13 +46,13 @@ TINY = {"vit": TINY_VIT, "resnet": TINY_RESNET, "joint": TINY_JOINT}
 
 @pytest.fixture(scope="session", params=["vit", "resnet"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Both kinds of image tower, one after the other."""
+    """Give both kinds of image tower, in turn."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The path of a Chromium; without one the test is skipped."""
+    """Find a Chromium; without one the test is skipped."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is on the PATH")
@@ -144,9 +144,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 class FileServer:
-    """Serves ``files`` by their path on 127.0.0.1; ``plan`` says how each request is answered.
+    """Serve ``files`` by their path on 127.0.0.1; ``plan`` has the answers by path.
 
-    The last step of a path's plan stays for ever: "range" as asked, a status such as "404", "cut"
+    The last answer of a plan is repeated: "range" as asked, a status such as "404", "cut"
     after half of the body, "no range" from the beginning, "overlap" from an earlier byte, "wrong"
     in the last byte, "page" with HTML instead, "unsized" without a length, "to PATH" redirects.
     """

@@ -1,4 +1,4 @@
-"""Every script explains itself at once: exit code 0, an example command, no heavy library read."""
+"""Every script has a help with an example, which loads no heavy library."""
 
 import subprocess
 import sys
@@ -26,4 +26,4 @@ def test_help_is_light_and_shows_an_example(script: Path, tmp_path: Path) -> Non
     assert (result.returncode, errors) == (0, [])
     imported = {line.rpartition("|")[2].strip() for line in trace}
     assert "argparse" in imported and not HEAVY & imported
-    assert f"python {script.as_posix()} " in result.stdout
+    assert f"  python {script.as_posix()}" in result.stdout

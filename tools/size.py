@@ -83,7 +83,9 @@ def measure() -> list[tuple[str, int, int]]:
 
 def main(argv: list[str] | None = None) -> int:
     argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  python tools/size.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(argv)
     print(tabulate(measure(), headers=["folder", "lines", "files"], intfmt=","))
     return 0
