@@ -27,6 +27,7 @@ from utils.config import Config
 from utils.data.dataset import ReferDataset
 from utils.distributed import Processes
 from utils.files import write_json_lines, write_text
+from utils.images import write_image
 from utils.memory import peak_size
 
 LIBRARIES = (
@@ -124,7 +125,7 @@ class Scoring:
 
     def _draw(self, model: TrainedModel, dataset: ReferDataset, result: Result, path: Path) -> None:
         """Draw the best, the worst and some random other cases, none twice."""
-        from utils.images import Case, contact_sheet, write_image  # slow: it loads matplotlib
+        from utils.sheets import Case, contact_sheet  # slow: it loads matplotlib
 
         ranked = sorted(result.records, key=lambda record: (-record.iou, record.index))
         num = min(self.num_pictures, (len(ranked) + 1) // 2)

@@ -31,7 +31,8 @@ from model.side.gst import GlobalShortcut, global_prior
 from utils.config import Config
 from utils.data.tokenizer import split_words, tokenize
 from utils.data.transforms import Letterbox, letterbox_image, restore_logits
-from utils.images import BLACK, GREY, draw_text, grid, overlay, stack
+from utils.images import overlay
+from utils.sheets import BLACK, GREY, draw_text, grid, stack
 
 PLAIN = "CLIP alone"
 STAGES = 3  # maps of the image tower

@@ -163,7 +163,7 @@ def describe_header(header: dict[str, Any]) -> str:
 
 def draw_sheet(references: list[Reference]) -> np.ndarray:
     """Draw pictures in rows of six, uint8 (H, W, 3); sentences not asked for are grey."""
-    from utils.images import grid
+    from utils.sheets import grid
 
     sheet = grid([_draw_reference(reference) for reference in references], COLUMNS, gap=GAP)
     return np.pad(sheet, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=255)
@@ -171,7 +171,7 @@ def draw_sheet(references: list[Reference]) -> np.ndarray:
 
 def _draw_reference(reference: Reference) -> np.ndarray:
     """Draw picture, title and sentences: (H, SIDE, 3)."""
-    from utils.images import BLACK, GREY, draw_text, grid, stack
+    from utils.sheets import BLACK, GREY, draw_text, grid, stack
 
     title = draw_text(reference.title, SIDE, size=TITLE_SIZE, colour=GREY, max_lines=1)
     strips = [np.pad(_draw_mask(reference), ((0, 6), (0, 0), (0, 0)), constant_values=255)]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from utils.images import FONT, TRUTH, Case, _find_family, contact_sheet, draw_text, overlay
+from utils.images import TRUTH, overlay
+from utils.sheets import FONT, Case, _find_family, contact_sheet, draw_text
 
 SENTENCE = "the man on the left in the red shirt who holds an umbrella"
 IMAGE = np.full((60, 90, 3), 120, np.uint8)
@@ -58,8 +59,8 @@ def test_a_character_of_any_script_is_drawn(character: str) -> None:
 def test_an_installed_font_is_found_for_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
     fonts = {"/latin": ("Latin", {97}), "/han": ("Han", {97, 24038})}
     entries = [type("Entry", (), {"fname": path, "name": fonts[path][0]}) for path in fonts]
-    monkeypatch.setattr("utils.images.fontManager", type("Manager", (), {"ttflist": entries}))
-    monkeypatch.setattr("utils.images._characters", lambda path: fonts[path][1])
+    monkeypatch.setattr("utils.sheets.fontManager", type("Manager", (), {"ttflist": entries}))
+    monkeypatch.setattr("utils.sheets._characters", lambda path: fonts[path][1])
     found = [_find_family.__wrapped__(character) for character in ("a", "左", "ж")]
     assert found == ["Latin", "Han", FONT]
 
