@@ -205,7 +205,7 @@ def load_segmenter(checkpoint: Checkpoint, config: Config | None = None) -> Segm
     segmenter = build_segmenter(
         find_backbone(config, checkpoint).model,
         image_size=config.data.image_size,
-        max_words=checkpoint.sentence_length(config),
+        max_tokens=checkpoint.sentence_length(config),
         load_weights=not everything,
     )
     _check_hyperparameters(segmenter, checkpoint)

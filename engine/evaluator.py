@@ -274,14 +274,14 @@ def predict_logits(
     owners = [place for place, one in enumerate(ids) for _ in one]  # the image of each sentence
     logits: list[Tensor] = []
     with autocast(precision, device):
-        states = [segmenter.encode_image(one[None]) for one in image]
+        states = [segmenter.begin(one[None]) for one in image]
         for start in range(0, len(owners), size):
             part, places = sentences[start : start + size], owners[start : start + size]
             # Repeat the last sentence to fill the group: another size would round differently.
             missing = size - len(places)
             part = torch.cat([part, part[-1:].expand(missing, -1)])
             places += places[-1:] * missing
-            answer = segmenter([states[place] for place in places], part)  # (size, 1, h, w)
+            answer = segmenter.finish([states[place] for place in places], part)  # (size, 1, h, w)
             logits.append(answer[: size - missing, 0].float())
     return list(torch.cat(logits).split([len(one) for one in ids]))
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from model import build_segmenter
-from model.backbones.norm import FrozenNorm
+from model.backbones.cpu_kernels import FrozenNorm
 from utils.config import Config
 
 
@@ -20,7 +20,7 @@ def count(config: Config) -> dict[str, Any]:
         segmenter = build_segmenter(
             config.model,
             image_size=config.data.image_size,
-            max_words=config.data.longest_sentence,
+            max_tokens=config.data.longest_sentence,
             load_weights=False,
         )
     clip, decoder = segmenter.encoder.clip, segmenter.decoder

@@ -85,7 +85,7 @@ class Trainer:
         if self.scoring_precision == self.precision:
             store_frozen(segmenter, self.precision)
         if config.train.recompute_towers:
-            segmenter.encoder.recomputes = True
+            segmenter.encoder.checkpoint_activations = True
         if state is not None:  # before the optimizer is built: a table of positions may change size
             check_backbone(state, segmenter, folder / "last.pt")
             segmenter.load_trainable_state(state["trainable"])
@@ -426,7 +426,7 @@ def train(
         )
     torch.manual_seed(config.train.seed)
     segmenter = build_segmenter(
-        config.model, image_size=config.data.image_size, max_words=train_set.length
+        config.model, image_size=config.data.image_size, max_tokens=train_set.length
     )
     trainer = Trainer(
         segmenter, train_set, val_sets, config, folder=folder, processes=processes, state=state

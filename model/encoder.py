@@ -1,4 +1,8 @@
-"""The two towers of a CLIP in step, with the bridges between them."""
+"""Both towers of a CLIP in step, with the bridges between them.
+
+``encoder(image, ids) = finish([begin(image)], ids)``: ``begin`` computes what depends on the image
+alone, ``finish`` the rest. So several sentences about one image share the work of ``begin``.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -9,108 +13,115 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from model.backbones.blocks import STAGE_ENDS, STEPS, Features, Hidden
 from model.backbones.clip import CLIP
+from model.backbones.state import STAGE_ENDS, STEPS, Features, TowerState
 from model.bridges import Bridge
 
 
-class Seen(NamedTuple):
-    """What the towers make of images before a sentence has any part in it.
+class ImageState(NamedTuple):
+    """What the image tower has computed from B images before any sentence acts on it."""
 
-    ``maps`` and ``trail`` are those of :class:`Features` before ``step``; at ``step`` itself, after
-    which a bridge acts first, the image tower has run.
-    """
+    tower: TowerState  # after `step`, where the first bridge acts that reads or changes it
+    step: int  # -1: before the first block; STEPS: the tower has finished
+    maps: tuple[Tensor, ...] = ()  # as in Features, of the steps before `step`
+    tap_maps: tuple[Tensor, ...] = ()  # the same
+    joint_map: Tensor | None = None  # (B, E, H, W), where the tower has finished
 
-    hidden: Hidden  # of the image tower
-    step: int  # -1: before the first block; STEPS: the tower has run to its end
-    maps: tuple[Tensor, ...] = ()
-    trail: tuple[Tensor, ...] = ()
-    joint: Tensor | None = None  # (B, E, H, W) where the tower has run to its end
+    def add_maps(self, step: int, tower: TowerState, tap_steps: Sequence[int]) -> "ImageState":
+        """Add the maps after ``step`` that the decoder or a side network reads."""
+        maps = (*self.maps, tower.x) if step in STAGE_ENDS else self.maps
+        taps = (*self.tap_maps, tower.x.detach()) if step in tap_steps else self.tap_maps
+        return self._replace(maps=maps, tap_maps=taps)
 
 
 class Encoder(nn.Module):
     """Runs both towers step by step and lets every bridge act after each step.
 
-    ``taps`` are the steps after which a side network reads the image map; -1: before the first.
+    Args:
+        tap_steps: the steps after which a side network reads the image map; -1: before the first.
 
     Attributes:
-        recomputes: keep for the backward pass what the towers hold between two steps, and compute
-            what lies within a step again.
+        checkpoint_activations: store only the towers' states between steps for the backward pass,
+            and compute again what lies within a step. Less memory, more time.
     """
 
-    recomputes = False
+    checkpoint_activations = False
 
-    def __init__(self, clip: CLIP, bridges: list[nn.Module], *, taps: Sequence[int] = ()):
+    def __init__(self, clip: CLIP, bridges: list[nn.Module], *, tap_steps: Sequence[int] = ()):
         super().__init__()
-        self.clip, self.bridges, self.taps = clip, nn.ModuleList(bridges), tuple(taps)
+        self.clip, self.bridges, self.tap_steps = clip, nn.ModuleList(bridges), tuple(tap_steps)
 
-    def forward(self, image: Tensor | Sequence[Seen], ids: Tensor) -> Features:
-        """Normalised image ``(B, 3, S, S)`` and token ids ``(B, L)`` -> features.
+    def forward(self, image: Tensor, ids: Tensor) -> Features:
+        """Normalized images ``(B, 3, S, S)`` and token ids ``(B, L)`` -> features."""
+        return self.finish([self.begin(image)], ids)
 
-        In place of the images what :meth:`encode_image` made of each, one for every sentence.
-        """
-        visual, text = self.clip.visual, self.clip.text
-        seen = Seen(visual.embed(image), -1) if isinstance(image, Tensor) else concatenate(image)
-        v, t = seen.hidden, text.embed(ids)
-        bridges = [cast(Bridge, bridge) for bridge in self.bridges]
-        for bridge in bridges:
-            v, t = bridge.enter(v, t)
-        if seen.step < 0:
-            seen = self._keep(seen, -1, v)
-        carry: list[Any] = [None] * len(bridges)
-        for step in range(STEPS):
-            v, t = self._run(visual, step, v) if step > seen.step else v, self._run(text, step, t)
-            for i, bridge in enumerate(bridges):
-                v, t, carry[i] = bridge.after(step, v, t, carry[i])
-            if step >= seen.step:
-                seen = self._keep(seen, step, v)
-        words, sentence = text.head(t, ids)
-        joint = visual.head(v) if seen.joint is None else seen.joint
-        return Features(seen.maps, joint, words, sentence, seen.trail)
+    def begin(self, image: Tensor) -> ImageState:
+        """Compute from normalized images ``(B, 3, S, S)`` what depends on no sentence.
 
-    def encode_image(self, image: Tensor) -> Seen:
-        """Normalised images ``(B, 3, S, S)`` -> all that depends on no sentence.
-
-        ``forward([encode_image(image)], ids)`` is ``forward(image, ids)``. Several sentences about
-        one image share this: the image tower up to the first step after which a bridge reads or
-        changes it, the whole tower where none does.
+        That is the image tower up to the first step after which a bridge reads or changes it, and
+        the whole tower where no bridge does.
         """
         visual = self.clip.visual
-        steps = [cast(Bridge, bridge).image_step for bridge in self.bridges]
-        seen = Seen(visual.embed(image), min(steps, default=STEPS))
-        if seen.step > -1:
-            seen = self._keep(seen, -1, seen.hidden)
-        for step in range(min(seen.step + 1, STEPS)):
-            seen = seen._replace(hidden=visual.run(step, seen.hidden))
-            if step < seen.step:
-                seen = self._keep(seen, step, seen.hidden)
-        return seen._replace(joint=visual.head(seen.hidden)) if seen.step == STEPS else seen
+        image_steps = [cast(Bridge, bridge).image_step for bridge in self.bridges]
+        state = ImageState(visual.embed(image), min(image_steps, default=STEPS))
+        if state.step >= 0:
+            state = state.add_maps(-1, state.tower, self.tap_steps)
+        for step in range(min(state.step + 1, STEPS)):
+            state = state._replace(tower=self._run(visual, step, state.tower))
+            if step < state.step:
+                state = state.add_maps(step, state.tower, self.tap_steps)
+        if state.step == STEPS:
+            state = state._replace(joint_map=visual.head(state.tower))
+        return state
 
-    def _run(self, tower: nn.Module, step: int, hidden: Hidden) -> Hidden:
-        run = cast(Callable[[int, Hidden], Hidden], tower.run)
-        if not self.recomputes or not torch.is_grad_enabled():
-            return run(step, hidden)
+    def finish(self, states: Sequence[ImageState], ids: Tensor) -> Features:
+        """Compute the features of B sentences, token ids ``(B, L)`` padded with 0.
+
+        Args:
+            states: what :meth:`begin` returned: of the B images at once, or one image's per
+                sentence, which may be the same one several times.
+        """
+        visual, text = self.clip.visual, self.clip.text
+        state = concatenate(states)
+        image, words = state.tower, text.embed(ids)
+        bridges = [cast(Bridge, bridge) for bridge in self.bridges]
+        for bridge in bridges:
+            image, words = bridge.before_blocks(image, words)
+        if state.step < 0:
+            state = state.add_maps(-1, image, self.tap_steps)
+        carry: list[Any] = [None] * len(bridges)
+        for step in range(STEPS):
+            if step > state.step:
+                image = self._run(visual, step, image)
+            words = self._run(text, step, words)
+            for i, bridge in enumerate(bridges):
+                image, words, carry[i] = bridge.after_step(step, image, words, carry[i])
+            if step >= state.step:
+                state = state.add_maps(step, image, self.tap_steps)
+        word_features, sentence = text.head(words, ids)
+        joint_map = visual.head(image) if state.joint_map is None else state.joint_map
+        return Features(state.maps, joint_map, word_features, sentence, state.tap_maps)
+
+    def _run(self, tower: nn.Module, step: int, state: TowerState) -> TowerState:
+        """Run one step of a tower, with :attr:`checkpoint_activations` if that is on."""
+        run = cast(Callable[[int, TowerState], TowerState], tower.run)
+        if not self.checkpoint_activations or not torch.is_grad_enabled():
+            return run(step, state)
         norms = [m for m in tower.modules() if isinstance(m, _BatchNorm) and m.training]
-        if not norms or torch.compiler.is_compiling():  # compiled, they move once anyway
-            return checkpoint(run, step, hidden, use_reentrant=False)
+        if not norms or torch.compiler.is_compiling():  # compiled, statistics move once anyway
+            return checkpoint(run, step, state, use_reentrant=False)
         return checkpoint(
             run,
             step,
-            hidden,
+            state,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), still_statistics(norms)),
+            context_fn=lambda: (nullcontext(), keep_statistics(norms)),
         )
-
-    def _keep(self, seen: Seen, step: int, hidden: Hidden) -> Seen:
-        """Add what the decoder and a side network read of the image tower after ``step``."""
-        maps = (*seen.maps, hidden.x) if step in STAGE_ENDS else seen.maps
-        trail = (*seen.trail, hidden.x.detach()) if step in self.taps else seen.trail
-        return seen._replace(maps=maps, trail=trail)
 
 
 @contextmanager
-def still_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Normalise by the batch and move no running statistics: they moved in the first pass."""
+def keep_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Keep the running statistics of norms in training mode, which the first pass has moved."""
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -121,18 +132,18 @@ def still_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def concatenate(seen: Sequence[Seen]) -> Seen:
-    """One after the other along the batch, all of the same encoder."""
-    if len(seen) == 1:
-        return seen[0]
-    prefixes = [one.hidden.prefix for one in seen if one.hidden.prefix is not None]
-    joints = [one.joint for one in seen if one.joint is not None]
-    return Seen(
-        Hidden(
-            torch.cat([one.hidden.x for one in seen]), torch.cat(prefixes) if prefixes else None
+def concatenate(states: Sequence[ImageState]) -> ImageState:
+    """Join states of the same encoder along the batch."""
+    if len(states) == 1:
+        return states[0]
+    prefixes = [one.tower.prefix for one in states if one.tower.prefix is not None]
+    joint_maps = [one.joint_map for one in states if one.joint_map is not None]
+    return ImageState(
+        TowerState(
+            torch.cat([one.tower.x for one in states]), torch.cat(prefixes) if prefixes else None
         ),
-        seen[0].step,
-        tuple(torch.cat(maps) for maps in zip(*(one.maps for one in seen), strict=True)),
-        tuple(torch.cat(maps) for maps in zip(*(one.trail for one in seen), strict=True)),
-        torch.cat(joints) if joints else None,
+        states[0].step,
+        tuple(torch.cat(maps) for maps in zip(*(one.maps for one in states), strict=True)),
+        tuple(torch.cat(maps) for maps in zip(*(one.tap_maps for one in states), strict=True)),
+        torch.cat(joint_maps) if joint_maps else None,
     )

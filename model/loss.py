@@ -5,15 +5,15 @@ from torch import Tensor
 
 
 def text_to_pixel_loss(logits: Tensor, mask: Tensor, *, target: str = "majority") -> Tensor:
-    """Mean over cells of ``-t log s(z) - (1 - t) log(1 - s(z))``; s: sigmoid.
+    """Compute the mean over cells of ``-t log s(z) - (1 - t) log(1 - s(z))``; s: sigmoid.
 
-    The logit ``z`` of a cell is the product of its feature with the sentence's, so the loss pulls
-    the cells of the target to the sentence and pushes all others away.
+    The logit ``z`` of a cell is the product of its feature and the sentence's. So the loss pulls
+    the cells of the target towards the sentence and pushes all others away.
 
     Args:
         logits: (B, 1, h, w).
-        mask: (B, H, W), finer than the logits: 0 and 1, with ``nearest`` 0 to 255.
-        target: how the mask becomes ``t``, see :func:`make_target`.
+        mask: (B, H, W), finer than the logits, of 0 and 1; with ``nearest`` of 0 to 255.
+        target: how ``t`` is made from the mask, see :func:`make_target`.
     """
     height, width = logits.shape[2:]
     wanted = make_target(mask, (height, width), target)
@@ -21,11 +21,11 @@ def text_to_pixel_loss(logits: Tensor, mask: Tensor, *, target: str = "majority"
 
 
 def make_target(mask: Tensor, size: tuple[int, int], target: str) -> Tensor:
-    """The mask (B, H, W) at the size of the logits: float32 (B, 1, h, w).
+    """Reduce a mask (B, H, W) to the size of the logits: float32 (B, 1, h, w).
 
-    ``majority``: 1 where at least half of the pixels that a cell touches are set.  ``nearest``, as
-    the released code of CRIS and ETRIS: cell ``(i, j)`` is the grey of pixel
-    ``(floor(i H / h), floor(j W / w))``, from 0 to 1, on the border of a mask in between.
+    ``majority``: 1 where at least half of the pixels that a cell touches are set. ``nearest``, as
+    in the released code of CRIS and ETRIS: cell ``(i, j)`` takes the grey value of pixel
+    ``(floor(i H / h), floor(j W / w))``, from 0 to 1; it is between them on the border of a mask.
     """
     pixels = mask[:, None].float()
     if target == "nearest":

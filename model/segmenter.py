@@ -1,4 +1,4 @@
-"""CLIP with what is attached to it, and the decoder: image and sentence in, logits out."""
+"""The whole model, from image and sentence to logits: encoder, side network, decoder."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from model.backbones.resnet import ModifiedResNet
 from model.decoder import Decoder
-from model.encoder import Encoder, Seen
+from model.encoder import Encoder, ImageState
 from model.side import Side
 
 
 class Segmenter(nn.Module):
-    """``decoder(features, ids, side(features, ids))`` of ``features = encoder(image, ids)``.
+    """``decoder(features, ids, side(features, ids))`` with ``features = encoder(image, ids)``.
 
     Attributes:
         side: the network beside the towers, or None.
-        backbone: ``name``, ``weights`` and ``sha256`` of the CLIP inside; all may be None.
-        lr_scales: of the parameters, by name, of modules that have an ``lr_scale`` of their own.
+        backbone: ``name``, ``weights`` and ``sha256`` of the CLIP inside; each may be None.
+        lr_scales: by the name of a parameter, the ``lr_scale`` of its module, if that has one.
     """
 
     def __init__(
@@ -33,46 +33,44 @@ class Segmenter(nn.Module):
         self.encoder, self.decoder, self.side, self.backbone = encoder, decoder, side, backbone
         self.lr_scales = dict(lr_scales or {})
 
-    def forward(self, image: Tensor | Sequence[Seen], ids: Tensor) -> Tensor:
+    def forward(self, image: Tensor, ids: Tensor) -> Tensor:
         """Segment what each sentence names in its image.
 
         Args:
-            image: (B, 3, S, S) RGB, 0 to 255, of any dtype; or, for sentences that share images,
-                what :meth:`encode_image` made of each one's, B times one image.
-            ids: (B, L) tokens, padded with 0.
+            image: (B, 3, S, S) RGB, 0 to 255, of any type.
+            ids: (B, L) token ids, padded with 0.
 
         Returns:
             Logits (B, 1, h, w), four times as fine as the middle map: stride 4 for CLIP's patches
             of 16 and its ResNets.
         """
-        if isinstance(image, Tensor):
-            image = self.encoder.clip.normalize(image)
-        features = self.encoder(image, ids)
+        return self.finish([self.begin(image)], ids)
+
+    def begin(self, image: Tensor) -> ImageState:
+        """Compute from images (B, 3, S, S) what all sentences about them share."""
+        return self.encoder.begin(self.encoder.clip.normalize(image))
+
+    def finish(self, states: Sequence[ImageState], ids: Tensor) -> Tensor:
+        """Segment what each of B sentences names: states as in :meth:`Encoder.finish` -> logits."""
+        features = self.encoder.finish(states, ids)
         residual = self.side(features, ids) if self.side is not None else None
         return self.decoder(features, ids, residual)
 
-    def encode_image(self, image: Tensor) -> Seen:
-        """What all sentences about images (B, 3, S, S) have in common, to be computed once.
-
-        ``segmenter([segmenter.encode_image(image)], ids)`` is ``segmenter(image, ids)``.
-        """
-        return self.encoder.encode_image(self.encoder.clip.normalize(image))
-
     def trainable_state(self) -> dict[str, Tensor]:
-        """All that a run can change: the parameters that train and the statistics that move."""
+        """Return all that training can change: parameters that train, and moving statistics."""
         frozen = {f"encoder.clip.{key}" for key in self.encoder.clip.frozen}
         return {key: value for key, value in self.state_dict().items() if key not in frozen}
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what :meth:`trainable_state` gave.
+        """Load what :meth:`trainable_state` returned.
 
         Raises:
-            ValueError: naming the first keys that are missing, left over or of another shape.
+            ValueError: if keys are missing, unexpected or of another shape; the first are named.
         """
         self._load(state, self.trainable_state())
 
     def load_whole_state(self, state: dict[str, Tensor]) -> None:
-        """Put back a whole ``state_dict``, the frozen CLIP included; raises as above."""
+        """Load a whole ``state_dict``, the frozen CLIP included; errors as above."""
         self._load(state, self.state_dict())
 
     def _load(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -88,16 +86,16 @@ class Segmenter(nn.Module):
             if key in state and state[key].shape != value.shape
         ]
         problems = {"missing": missing, "unexpected": extra, "of another shape": shapes}
-        told = [f"{len(keys)} {what} ({shorten(keys)})" for what, keys in problems.items() if keys]
-        if told:
+        found = [f"{len(keys)} {what} ({shorten(keys)})" for what, keys in problems.items() if keys]
+        if found:
             raise ValueError(
-                f"the weights don't fit this model: {'; '.join(told)}; "
+                f"the weights don't fit this model: {'; '.join(found)}; "
                 "was it built with another configuration?"
             )
         self.load_state_dict(state, strict=False)
 
     def _fit_pool_positions(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-        """Take the attention pool's positions at the grid that the checkpoint has them for.
+        """Resize this model's positions of a ResNet's attention pool to those of the checkpoint.
 
         Older checkpoints hold them resized to the image; every forward pass resizes them anyway.
         """
@@ -112,17 +110,15 @@ class Segmenter(nn.Module):
     def parameter_groups(
         self, *, lr: float, encoder_lr_scale: float, backbone_lr_scale: float = 0.1
     ) -> list[dict[str, Any]]:
-        """What trains, as an optimizer's groups, each with its rate; empty groups are left out.
+        """Return the parameters that train as an optimizer's groups, with a learning rate each.
 
-        ``backbone`` is a CLIP that is tuned itself, ``encoder`` what is attached inside and between
-        its towers. The side network trains at the rate of ``encoder``. A module with an
-        ``lr_scale`` of its own trains at ``lr * lr_scale``, in a group of its part and that rate.
+        ``backbone`` is a tuned CLIP, ``encoder`` what is attached inside and between its towers. A
+        module with its own ``lr_scale`` trains at ``lr * lr_scale``, in one more group of its part.
         """
-        attached = lr * encoder_lr_scale
         rates = {
             "backbone": lr * backbone_lr_scale,
-            "encoder": attached,
-            "side": attached,
+            "encoder": lr * encoder_lr_scale,
+            "side": lr * encoder_lr_scale,
             "decoder": lr,
         }
         groups: dict[str, dict[float, list[nn.Parameter]]] = {part: {} for part in rates}
@@ -139,21 +135,20 @@ class Segmenter(nn.Module):
         ]
 
     def hyperparameters(self) -> dict[str, dict[str, Any]]:
-        """By module name what no shape of a weight shows: ``heads`` and strides above 1."""
+        """Return what no shape of a weight shows, by module: ``heads``, and ``stride`` above 1."""
         convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+        modules = dict(self.named_modules())
+        heads = {name: getattr(module, "heads", None) for name, module in modules.items()}
         return {
-            "heads": {
-                name: module.heads
-                for name, module in self.named_modules()
-                if isinstance(getattr(module, "heads", None), int)
-            },
+            "heads": {name: number for name, number in heads.items() if isinstance(number, int)},
             "stride": {
                 name: module.stride[0]
-                for name, module in self.named_modules()
+                for name, module in modules.items()
                 if isinstance(module, convolutions) and module.stride[0] > 1
             },
         }
 
 
 def shorten(keys: list[str], most: int = 4) -> str:
+    """Join the first ``most`` keys for a message."""
     return ", ".join(keys[:most]) + (", …" if len(keys) > most else "")

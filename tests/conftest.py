@@ -69,7 +69,7 @@ def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         if not path.exists():
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                clip = CLIP(TINY[kind], image_size=IMAGE_SIZE, max_words=77)
+                clip = CLIP(TINY[kind], image_size=IMAGE_SIZE, max_tokens=77)
             torch.save({key: value.half() for key, value in to_openai(clip).items()}, path)
         return path
 
@@ -110,7 +110,7 @@ def tiny_checkpoint(
         sections = {"data": {"image_size": image_size}, "train": {"precision": "fp32"}}
         config = tiny_config("vit", model, **sections)
         torch.manual_seed(seed)
-        segmenter = build_segmenter(config.model, image_size=image_size, max_words=MAX_WORDS)
+        segmenter = build_segmenter(config.model, image_size=image_size, max_tokens=MAX_WORDS)
         path = tmp_path_factory.mktemp("run") / "best.safetensors"
         save_checkpoint(path, segmenter, config)
         return path
@@ -125,7 +125,7 @@ def tiny_segmenter(tiny_config: Callable[..., Config]) -> Callable[..., Segmente
     def make(kind: str, model: dict | None = None) -> Segmenter:
         torch.manual_seed(0)
         config = tiny_config(kind, model).model
-        return build_segmenter(config, image_size=IMAGE_SIZE, max_words=MAX_WORDS)
+        return build_segmenter(config, image_size=IMAGE_SIZE, max_tokens=MAX_WORDS)
 
     return make
 

@@ -82,7 +82,7 @@ def test_config_builds_and_names_its_command(path: Path) -> None:
         segmenter = build_segmenter(
             config.model,
             image_size=data.image_size,
-            max_words=data.longest_sentence,
+            max_tokens=data.longest_sentence,
             load_weights=False,
         )
     groups = segmenter.parameter_groups(

@@ -32,7 +32,7 @@ def convert(source: str, config_path: str, output: Path, overrides: list[str]) -
     segmenter = build_segmenter(
         config.model,
         image_size=config.data.image_size,
-        max_words=config.data.longest_sentence,
+        max_tokens=config.data.longest_sentence,
         load_weights=False,
     )
     load_released(segmenter, released, source)

@@ -20,10 +20,10 @@ from engine.evaluator import predict_logits
 from engine.metrics import threshold_mask
 from engine.precision import autocast, scoring_precision
 from model import Segmenter
-from model.backbones import CLIP
-from model.backbones.attention import Attention, hide, weigh
-from model.backbones.blocks import Features, to_map, to_tokens
+from model.backbones import CLIP, cpu_kernels
+from model.backbones.attention import Attention
 from model.backbones.eva import RotaryAttention
+from model.backbones.state import Features, to_map, to_tokens
 from model.bridges.bridger import Bridger, Gate
 from model.bridges.intertwine import Intertwine
 from model.encoder import Encoder
@@ -119,7 +119,9 @@ def view_model(
     words = split_words(text, ids.shape[1])
     readers, absent = find_readers(segmenter, ids.shape[1])
     with ExitStack() as hooks:
-        passes = hooks.enter_context(recorded([encoder], lambda _, __, features: features))
+        passes = hooks.enter_context(
+            recorded([segmenter.decoder], lambda _, given, __: given["features"])
+        )
         weights = {
             name: hooks.enter_context(
                 recorded(modules, lambda layer, given, _: attention_weights(layer, given)[0].cpu())
@@ -185,9 +187,9 @@ def attention_weights(
     names = inspect.signature(attention.queries_and_keys).parameters
     given = {name: value for name, value in arguments.items() if name in names}
     q, k = attention.queries_and_keys(**given)  # (B, heads, N, D), (B, heads, M, D)
-    keep = arguments.get("keep")
-    bias = None if keep is None else hide(keep, q)[:, None, None]
-    return weigh(q * q.shape[3] ** -0.5, k, bias).float().mean(dim=1)
+    mask = arguments.get("attention_mask")
+    bias = None if mask is None else cpu_kernels.attention_bias(mask, q)[:, None, None]
+    return cpu_kernels.attention_weights(q * q.shape[3] ** -0.5, k, bias).float().mean(dim=1)
 
 
 def find_readers(segmenter: Segmenter, num_words: int) -> tuple[Readers, dict[str, str]]:
@@ -226,11 +228,13 @@ def read_prior(side: nn.Module | None, features: Features, ids: Tensor) -> Tenso
     """Compute ``clamp(cos(x, f), 0, 1)`` of each cell ``x`` in ``global_prior``: (H, W)."""
     if not isinstance(side, GlobalShortcut):
         return None
-    words, joint = (side.narrow(x[:1]) for x in (features.words, to_tokens(features.joint)))
+    words, joint = (
+        side.narrow(x[:1]) for x in (features.word_features, to_tokens(features.joint_map))
+    )
     prior = global_prior(words, joint, ids != 0)[:, words.shape[1] :]  # (1, HW, C)
     cells = joint.float()
     factor = (prior * cells).sum(dim=2) / cells.square().sum(dim=2).clamp(min=TINY)
-    return factor[0].unflatten(0, features.joint.shape[2:]).cpu()
+    return factor[0].unflatten(0, features.joint_map.shape[2:]).cpu()
 
 
 def _maps_without(
@@ -241,14 +245,14 @@ def _maps_without(
     encoders: dict[str, Encoder] = {}
     if attached.adapters or attached.bridges:
         # Adapters add state and rename none: the own weights of CLIP are found by their names.
-        plain = CLIP(clip.sizes, image_size=image.shape[-1], max_words=len(clip.text.positions))
+        plain = CLIP(clip.sizes, image_size=image.shape[-1], max_tokens=len(clip.text.positions))
         state = clip.state_dict()
         plain.load_state_dict({key: state[key] for key in plain.state_dict()})
         plain = plain.to(image.device).to(memory_format=torch.channels_last).eval()
         encoders[PLAIN] = Encoder(plain, [])
     if attached.adapters and attached.bridges:
         encoders[f"with {_names(attached.adapters)}, without the bridges"] = Encoder(clip, [])
-    return {label: _first(encoder.encode_image(image).maps) for label, encoder in encoders.items()}
+    return {label: _first(encoder.begin(image).maps) for label, encoder in encoders.items()}
 
 
 def _first(maps: Iterable[Tensor]) -> tuple[Tensor, ...]:

@@ -21,7 +21,8 @@ from engine.metrics import Record, metrics_from_records
 from engine.prediction_io import read_image
 from engine.update import GuardedAdam, Update
 from model import Segmenter, build_segmenter
-from model.backbones.attention import Attention, Dropout
+from model.backbones.attention import Attention
+from model.backbones.cpu_kernels import Dropout
 from model.backbones.resnet import ModifiedResNet
 from model.loss import make_target, text_to_pixel_loss
 from tools.released import load_released, names_of
@@ -169,7 +170,7 @@ def open_case(golden: Golden, config: Config, keys: Path, images: list[Path]) ->
     released = make_checkpoint(keys)
     ids = torch.from_numpy(golden["ids"]).long()
     segmenter = build_segmenter(
-        config.model, image_size=size, max_words=ids.shape[1], load_weights=False
+        config.model, image_size=size, max_tokens=ids.shape[1], load_weights=False
     )
     # planar, as the released code: kernels for channels-last sum in another order, and in float32
     # on some CPUs round ten times as much
@@ -196,12 +197,12 @@ def compare_inference(case: Case, golden: Golden) -> Iterator[Difference]:
         found.update({f"map{i}_mean": x.mean(dim=(2, 3)) for i, x in enumerate(maps)})
         found.update(sentence=sentence, neck_mean=output.mean(dim=(2, 3)))
 
-    def record_words(_: Any, __: Any, features: Any) -> None:
-        found.update(words=features.words)
+    def record_words(_: Any, inputs: tuple[Any, ...], __: Any) -> None:
+        found.update(words=inputs[0].word_features)
 
     hooks = [
         segmenter.decoder.neck.register_forward_hook(record_neck),
-        segmenter.encoder.register_forward_hook(record_words),
+        segmenter.decoder.register_forward_hook(record_words),
     ]
     with torch.no_grad():
         found["logits"] = segmenter(case.image, case.ids)

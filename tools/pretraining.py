@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine.results import provenance
 from model.backbones import CLIP, sizes_of_name, to_openai
-from model.backbones.blocks import STEPS, sine_grid, to_tokens
+from model.backbones.blocks import sine_grid
+from model.backbones.state import STEPS, to_tokens
 from model.backbones.vit import VisionTransformer
 from utils.data.tokenizer import tokenize
 from utils.demo.drawing import render, visible_masks
@@ -155,7 +156,7 @@ class Contrast(nn.Module):
         super().__init__()
         sizes = sizes_of_name(name)
         self.clip = CLIP(
-            sizes, image_size=sizes.native_size, max_words=sizes.context, norm=nn.BatchNorm2d
+            sizes, image_size=sizes.native_size, max_tokens=sizes.context, norm=nn.BatchNorm2d
         )
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         initialize(self.clip)

@@ -1,9 +1,9 @@
-"""What trains inside the blocks of the towers: one file per method.
+"""Adapters, which train inside the blocks of the towers: one file per method, and their registry.
 
-An adapter is a function ``add_name(clip, *, options) -> None`` that edits the towers once, after
+An adapter is a function ``add_name(clip, *, options) -> None``. It changes the towers once, after
 they are frozen: it fills the ``shortcut`` or ``after`` slot of their residual sums
-(:func:`model.backbones.blocks.fill`) or puts a subclass in a plain layer's place
-(:func:`model.backbones.blocks.exchange`).
+(:func:`model.backbones.slots.fill`) or replaces a plain layer by an adapted one
+(:func:`model.backbones.slots.replace_layer`).
 """
 
 from collections.abc import Callable

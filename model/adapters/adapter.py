@@ -2,17 +2,10 @@
 
 from torch import Tensor, nn
 
-from model.backbones.blocks import exchange, fill
 from model.backbones.clip import CLIP
+from model.backbones.slots import fill, replace_layer
 
-from .common import (
-    TunedNorm,
-    bottleneck,
-    bottlenecks_of,
-    choose_towers,
-    narrow,
-    pointwise,
-)
+from .common import TunedNorm, bottleneck, bottleneck_width, choose_towers, pointwise, resnet_blocks
 
 HALVES = {"both": ("attention", "mlp"), "attention": ("attention",), "mlp": ("mlp",)}
 
@@ -26,46 +19,44 @@ def add_adapter(
     norms: bool = True,
     towers: str = "both",
 ) -> None:
-    """``y = x + A(f(x))`` with ``A(z) = z + up(GELU(down(z)))`` in place of ``y = x + f(x)``.
+    """Replace ``y = x + f(x)`` by ``y = x + A(f(x))`` with ``A(z) = z + up(GELU(down(z)))``.
 
-    In transformers ``f`` is half a block, as in figure 2 of the paper, which trains the norms too.
-    In a ResNet ``A`` stands inside every bottleneck, between its 3 x 3 convolution and the one that
-    widens again; norms there stay frozen.
+    In transformers ``f`` is half a block, as in figure 2 of the paper, and its norm trains too. In
+    a ResNet ``A`` lies inside every bottleneck, before its last convolution; norms stay frozen.
 
-    ETRIS (table 2) publishes 2.39 M on RN101, with reduction 4 and adapters in both towers.  Before
-    all residual sums they would be 22.20 M.  Inside all 33 bottlenecks and behind the MLPs of the
-    last nine text blocks, with the norms of those, they are 2,390,576 (``halves: mlp, first_block:
-    3``).  A few other choices of places give 2.39 M as well, so that the count does not prove it.
+    ``halves="mlp", first_block=3`` on RN101 gives the size that ETRIS publishes (table 2), which
+    does not say the places.
 
     Args:
-        reduction: the middle of ``A`` is so many times narrower than ``z``.
-        halves: of a transformer's block that get one: ``both``, ``attention`` or ``mlp``.
-        first_block: of a transformer that gets one, from 0.
+        reduction: how many times narrower the middle of ``A`` is than ``z``.
+        halves: which halves of a transformer's block: ``both``, ``attention`` or ``mlp``.
+        first_block: number of the first transformer block that gets one, from 0.
         norms: also train the norms of those halves.
         towers: ``both``, ``image`` or ``text``.
 
     Raises:
-        ValueError: if an option is out of range or another adapter has one of the places already.
+        ValueError: if an option is out of range or another adapter is there already.
     """
     if halves not in HALVES:
         raise ValueError(f"adapter: halves {halves!r} must be one of {', '.join(HALVES)}")
     for tower in choose_towers(clip, towers, "adapter"):
-        for block in bottlenecks_of(tower):
-            hidden = narrow(block.conv3.in_channels, reduction, "adapter")
-            exchange(block, "conv3", AdaptedConv(block.conv3, hidden))
+        for block in resnet_blocks(tower):
+            hidden = bottleneck_width(block.conv3.in_channels, reduction, "adapter")
+            replace_layer(block, "conv3", AdaptedConv(block.conv3, hidden))
         blocks = getattr(tower, "blocks", [])
         if len(blocks) and not 0 <= first_block < len(blocks):
             raise ValueError(
                 f"adapter: first_block {first_block} must be from 0 to {len(blocks) - 1}"
             )
         for half in (getattr(block, h) for block in blocks[first_block:] for h in HALVES[halves]):
-            fill(half, "after", Adapter(half.width, narrow(half.width, reduction, "adapter")))
+            hidden = bottleneck_width(half.width, reduction, "adapter")
+            fill(half, "after", Adapter(half.width, hidden))
             if norms:
-                exchange(half, "norm", TunedNorm(half.norm))
+                replace_layer(half, "norm", TunedNorm(half.norm))
 
 
 class Adapter(nn.Module):
-    """``x + up(GELU(down(x)))``, nearly the identity at the start."""
+    """``x + up(GELU(down(x)))``; training starts near the identity."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -79,7 +70,7 @@ class AdaptedConv(nn.Conv2d):
     """``conv(x + up(GELU(down(x))))`` with a frozen 1 x 1 convolution."""
 
     def __init__(self, plain: nn.Conv2d, hidden: int):
-        # meta: the weight is that of the plain convolution
+        # meta: the weight comes from the plain convolution
         super().__init__(plain.in_channels, plain.out_channels, 1, bias=False, device="meta")
         self.weight = plain.weight
         self.change = bottleneck(plain.in_channels, hidden, pointwise)

@@ -1,4 +1,4 @@
-"""What several adapters share: the choice of towers, a bottleneck, norms that train."""
+"""Parts of several adapters: the choice of towers, a bottleneck, norms that train."""
 
 from collections.abc import Callable
 
@@ -13,40 +13,39 @@ TOWERS = {"both": ("visual", "text"), "image": ("visual",), "text": ("text",)}
 
 
 def choose_towers(clip: CLIP, towers: str, method: str) -> list[nn.Module]:
-    """The towers of an option ``towers``: ``both``, ``image`` or ``text``.
+    """Return the towers that an option names: ``both``, ``image`` or ``text``.
 
     Raises:
-        ValueError: if it is none of these, naming the method.
+        ValueError: if it names none of these.
     """
     if towers not in TOWERS:
         raise ValueError(f"{method}: towers {towers!r} must be one of {', '.join(TOWERS)}")
     return [getattr(clip, tower) for tower in TOWERS[towers]]
 
 
-def bottlenecks_of(tower: nn.Module) -> list[Bottleneck]:
-    """The blocks of a ResNet; none of any other tower."""
+def resnet_blocks(tower: nn.Module) -> list[Bottleneck]:
+    """Return the blocks of a ResNet; other towers have none."""
     return [module for module in tower.modules() if isinstance(module, Bottleneck)]
 
 
-def narrow(width: int, reduction: int, method: str) -> int:
-    """Width in the middle of a bottleneck: ``width / reduction``.
+def bottleneck_width(width: int, reduction: int, method: str) -> int:
+    """Return the width in the middle of a bottleneck: ``width / reduction``.
 
     Raises:
-        ValueError: if nothing is left of it, naming the method.
+        ValueError: if that is below 1 or above ``width``.
     """
     if not 1 <= reduction <= width:
         raise ValueError(
-            f"{method}: reduction {reduction} must be from 1 to {width}, the narrowest width it is "
-            "to reduce"
+            f"{method}: reduction {reduction} must be from 1 to {width}, the width it reduces"
         )
     return width // reduction
 
 
 def bottleneck(width: int, hidden: int, layer: Callable[[int, int], nn.Module]) -> nn.Sequential:
-    """``up(GELU(down(x)))``, nearly zero at the start (Houlsby et al., 2019, section 3.6).
+    """Make ``up(GELU(down(x)))``, nearly zero at the start (Houlsby et al., 2019, section 3.6).
 
     Args:
-        layer: makes ``down`` and ``up`` of the channels that go in and come out.
+        layer: makes ``down`` and ``up`` from the numbers of input and output channels.
     """
     layers = nn.Sequential(layer(width, hidden), nn.GELU(), layer(hidden, width))
     for parameter in layers.parameters():
@@ -58,17 +57,18 @@ def bottleneck(width: int, hidden: int, layer: Callable[[int, int], nn.Module]) 
 
 
 def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Make a 1 x 1 convolution."""
     return nn.Conv2d(in_channels, out_channels, 1)
 
 
 class TunedNorm(nn.LayerNorm):
     """A LayerNorm that trains: ``(weight + weight_change) * normalize(x) + bias + bias_change``.
 
-    The frozen weight and bias stay as they are; the changes start at zero.
+    The weight and bias of CLIP stay frozen; the changes start at zero.
     """
 
     def __init__(self, plain: nn.LayerNorm):
-        # meta: the parameters are those of the plain norm
+        # meta: the parameters come from the plain norm
         super().__init__(list(plain.normalized_shape), eps=plain.eps, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
         self.weight_change = nn.Parameter(torch.zeros_like(plain.weight))

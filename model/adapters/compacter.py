@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbones.blocks import PreNorm, Residual, exchange, fill, to_map, to_tokens
+from model.backbones.blocks import PreNorm
 from model.backbones.clip import CLIP
+from model.backbones.slots import Residual, fill, replace_layer
+from model.backbones.state import to_map, to_tokens
 
-from .common import TunedNorm, choose_towers, narrow
+from .common import TunedNorm, bottleneck_width, choose_towers
 
 
 def add_compacter(
@@ -19,32 +21,29 @@ def add_compacter(
     norms: bool = True,
     towers: str = "both",
 ) -> None:
-    """``y = x + C(f(x))`` with ``C(z) = z + up(GELU(down(z)))`` in place of ``y = x + f(x)``.
+    """Replace ``y = x + f(x)`` by ``y = x + C(f(x))`` with ``C(z) = z + up(GELU(down(z)))``.
 
-    ``down`` and ``up`` are :class:`Hypercomplex` layers.  ``f`` is half a block of a transformer,
-    whose norm trains too, as the paper's sizes include, or a whole bottleneck of a ResNet, whose
-    norms stay frozen.
-
-    ETRIS (table 2) publishes 0.19 M on RN101 with reduction 4 in both towers.  With all else as in
-    the Compacter paper (``divisions`` 4, rank 1, slow weights shared by all, biases, norms) it is
-    192,640, and without the norms 168,064.  Many other choices give 0.19 M as well.
+    ``down`` and ``up`` are :class:`Hypercomplex` layers. ``f`` is half a block of a transformer,
+    whose norm trains too, as in the paper, or a whole bottleneck of a ResNet, whose norms stay
+    frozen.
 
     Args:
-        reduction: the middle of ``C`` is so many times narrower than ``z``.
+        reduction: how many times narrower the middle of ``C`` is than ``z``.
         divisions: ``n``, the number of Kronecker products; it divides both widths.
         rank: of the fast weights.
         norms: also train the norms of a transformer's halves.
         towers: ``both``, ``image`` or ``text``.
 
     Raises:
-        ValueError: if an option is out of range or another adapter has one of the places already.
+        ValueError: if an option is out of range or another adapter is there already.
     """
     if divisions < 1 or rank < 1:
         raise ValueError(f"compacter: divisions {divisions} and rank {rank} must be at least 1")
     slow = SlowWeights(divisions)
     for tower in choose_towers(clip, towers, "compacter"):
         for residual in [module for module in tower.modules() if isinstance(module, Residual)]:
-            width, hidden = residual.width, narrow(residual.width, reduction, "compacter")
+            width = residual.width
+            hidden = bottleneck_width(width, reduction, "compacter")
             if width % divisions or hidden % divisions:
                 raise ValueError(
                     f"compacter: divisions {divisions} must divide both {width} and {hidden}, the "
@@ -53,12 +52,12 @@ def add_compacter(
             kind = Compacter if isinstance(residual, PreNorm) else MapCompacter
             fill(residual, "after", kind(width, hidden, slow, rank))
             if norms and isinstance(residual, PreNorm):
-                exchange(residual, "norm", TunedNorm(residual.norm))
+                replace_layer(residual, "norm", TunedNorm(residual.norm))
     clip.add_module("slow_weights", slow)
 
 
 class SlowWeights(nn.Module):
-    """``A_1, ..., A_n``, each n x n: what all layers have in common."""
+    """``A_1, ..., A_n``, each n x n, which all layers share."""
 
     def __init__(self, divisions: int):
         super().__init__()
@@ -66,7 +65,7 @@ class SlowWeights(nn.Module):
 
 
 class Compacter(nn.Module):
-    """``x + up(GELU(down(x)))`` of tokens, nearly the identity at the start."""
+    """``x + up(GELU(down(x)))`` of tokens; training starts near the identity."""
 
     def __init__(self, width: int, hidden: int, slow: SlowWeights, rank: int):
         super().__init__()
@@ -78,23 +77,23 @@ class Compacter(nn.Module):
 
 
 class MapCompacter(Compacter):
-    """The same of a map ``(B, C, H, W)``."""
+    """The same for a map ``(B, C, H, W)``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return to_map(super().forward(to_tokens(x)), x.shape[2:])
 
 
 class Hypercomplex(nn.Module):
-    """LPHM: ``y = W x + bias`` with ``W = sum_i A_i (x) (s_i t_i^T)``, a sum of Kronecker products.
+    """LPHM layer: ``y = W x + bias``, ``W`` a sum of Kronecker products ``A_i (x) (s_i t_i^T)``.
 
-    ``W`` is never formed.  With ``x`` cut into ``n`` pieces ``x_b``, piece ``a`` of the result is
+    ``W`` is never computed. With ``x`` cut into ``n`` pieces ``x_b``, piece ``a`` of the result is
     ``sum_i s_i sum_b A_i[a, b] (t_i^T x_b)``.
     """
 
     def __init__(self, in_width: int, out_width: int, slow: SlowWeights, rank: int):
         super().__init__()
         n = len(slow.weight)
-        self.slow = (slow,)  # in a tuple: one module alone, the CLIP, owns and saves it
+        self.slow = (slow,)  # in a tuple: only one module, the CLIP, owns and saves it
         self.s = nn.Parameter(torch.empty(n, out_width // n, rank))
         self.t = nn.Parameter(torch.empty(n, in_width // n, rank))
         self.bias = nn.Parameter(torch.zeros(out_width))

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones.attention import Attention
-from model.backbones.blocks import exchange
 from model.backbones.clip import CLIP
 from model.backbones.eva import RotaryAttention
+from model.backbones.slots import replace_layer
 
 from .common import choose_towers
 
@@ -24,22 +24,19 @@ def add_lora(
     projections: Sequence[str] = ("q_proj", "v_proj"),
     towers: str = "both",
 ) -> None:
-    """``h = W_0 x + alpha / rank B A x`` (eq. 3) in every attention of the towers.
+    """Replace ``W_0 x`` by ``W_0 x + alpha / rank B A x`` (eq. 3) in every attention.
 
-    By default the queries and values change, as in most of the paper's experiments (section 5.1).
-    The attention of a ResNet is its pool.
-
-    ETRIS (table 2) publishes 0.03 M on RN101.  Queries and values of both towers, the pool's
-    included, are 32,768 with rank 1 and 65,536 with rank 2; other Linears can give 0.03 M as well.
+    By default queries and values change, as in most of the paper's experiments (section 5.1). The
+    only attention of a ResNet is its pool.
 
     Args:
         rank: of every change.
-        alpha: of the scale of the changes; ``rank`` by default, which scales them by 1.
-        projections: of an attention that change: some of ``q_proj, k_proj, v_proj, out_proj``.
+        alpha: numerator of the scale ``alpha / rank``; ``rank`` by default.
+        projections: which Linears change: some of ``q_proj, k_proj, v_proj, out_proj``.
         towers: ``both``, ``image`` or ``text``.
 
     Raises:
-        ValueError: if an option is out of range or another adapter has one of the places already.
+        ValueError: if an option is out of range or another adapter is there already.
     """
     if rank < 1:
         raise ValueError(f"lora: rank {rank} must be at least 1")
@@ -54,18 +51,18 @@ def add_lora(
         for module in list(tower.modules()):
             if isinstance(module, Attention | RotaryAttention):
                 for name in projections:
-                    exchange(module, name, LoRA(getattr(module, name), rank=rank, scale=scale))
+                    replace_layer(module, name, LoRA(getattr(module, name), rank=rank, scale=scale))
 
 
 class LoRA(nn.Linear):
-    """``W_0 x + bias + scale B A x`` with frozen ``W_0``; ``B`` is zero at the start (section 4.1).
+    """``W_0 x + bias + scale B A x`` with frozen ``W_0``; ``B`` starts at zero (section 4.1).
 
-    ``A`` is normal, so that ``A x`` is of the size of ``x``.  It gets its first gradient after
-    ``B`` has moved.
+    ``A`` starts normal, so that ``A x`` has the size of ``x``. It has a gradient once ``B`` is not
+    zero.
     """
 
     def __init__(self, plain: nn.Linear, *, rank: int, scale: float):
-        # meta: the parameters are those of the plain Linear
+        # meta: the parameters come from the plain Linear
         super().__init__(
             plain.in_features, plain.out_features, bias=plain.bias is not None, device="meta"
         )

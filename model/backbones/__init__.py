@@ -1,15 +1,14 @@
-"""Frozen CLIP: towers with slots, run in twelve steps, and the loading of checkpoints."""
+"""Frozen CLIPs: two towers with slots for adapters, and the reading of their weights."""
 
-from .clip import CLIP, Sizes
-from .files import BACKBONES, agree, sizes_of_name
-from .names import from_openai, to_openai
-from .weights import load_weights, read_weights, sha256_of, sizes_of_state
+from .clip import BACKBONES, CLIP, Sizes, check_sizes_match, file_name, sizes_of_name
+from .weights import from_openai, load_weights, read_weights, sha256_of, sizes_of_state, to_openai
 
 __all__ = [
     "BACKBONES",
     "CLIP",
     "Sizes",
-    "agree",
+    "check_sizes_match",
+    "file_name",
     "from_openai",
     "load_weights",
     "read_weights",

@@ -1,6 +1,7 @@
-"""EVA-02's vision transformer (Fang et al., 2023) as EVA-CLIP has it (Sun et al., 2023).
+"""The vision transformer of EVA-02 (Fang et al., 2023) in EVA-CLIP (Sun et al., 2023).
 
-Rotary positions beside the learned ones, SwiGLU, and a norm within every attention and MLP.
+It adds rotary positions to the learned ones, has SwiGLU as its MLP, and a norm inside every
+attention and MLP.
 """
 
 import torch
@@ -12,11 +13,11 @@ from .blocks import PreNorm
 from .vit import VisionTransformer
 
 EPSILON = 1e-6  # of every LayerNorm here
-ROTARY_GRID = 16  # cells per side that every grid is laid over: 224 pixels in patches of 14
+ROTARY_GRID = 16  # cells per side in pre-training: 224 pixels in patches of 14
 
 
 class RotaryAttention(nn.Module):
-    """``out_proj(norm(softmax(turn(Q) turn(K)^T / sqrt(C / heads)) V))``; keys have no bias."""
+    """``out_proj(norm(softmax(rotate(Q) rotate(K)^T / sqrt(D)) V))``; keys have no bias."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -29,23 +30,24 @@ class RotaryAttention(nn.Module):
         self,
         x: Tensor,  # (B, N, C)
         *,
-        cosine: Tensor,  # (N, C / heads / 2)
+        cosine: Tensor,  # (N, D / 2), D = C / heads
         sine: Tensor,
-        keep: Tensor | None = None,  # (B, K) bool: as for attend()
-        memory: Tensor | None = None,  # (B, M, C): tokens without a place, read beside x
+        attention_mask: Tensor | None = None,  # (B, K) bool: as in attend()
+        memory: Tensor | None = None,  # (B, M, C): tokens without a position, read beside x
     ) -> Tensor:
+        """Attend: ``(B, N, C)``."""
         q, k = self.queries_and_keys(x, memory, cosine=cosine, sine=sine)
         v = split_heads(self.v_proj(x), self.heads)
         if memory is not None:
             v = torch.cat([v, split_heads(self.v_proj(memory), self.heads)], dim=2)
-        return self.out_proj(self.norm(attend(q, k, v, keep)))
+        return self.out_proj(self.norm(attend(q, k, v, attention_mask)))
 
     def queries_and_keys(
         self, x: Tensor, memory: Tensor | None = None, *, cosine: Tensor, sine: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """``Q`` and ``K`` of these arguments of a call, turned: ``(B, heads, N or M, D)``."""
+        """Project to ``Q`` and ``K`` and rotate both: ``(B, heads, N or N + M, D)``."""
         q, k = (split_heads(project(x), self.heads) for project in (self.q_proj, self.k_proj))
-        q, k = turn(q, cosine, sine), turn(k, cosine, sine)
+        q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
         if memory is not None:
             k = torch.cat([k, split_heads(self.k_proj(memory), self.heads)], dim=2)
         return q, k
@@ -64,7 +66,7 @@ class SwiGLU(nn.Module):
 
 
 class RotaryBlock(nn.Module):
-    """A pre-norm transformer block with the slots of any other, ``(B, N, C) -> (B, N, C)``."""
+    """A pre-norm transformer block with the usual slots, ``(B, N, C) -> (B, N, C)``."""
 
     def __init__(self, width: int, heads: int, mlp_width: int):
         super().__init__()
@@ -74,23 +76,24 @@ class RotaryBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        keep: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         memory: Tensor | None = None,
         *,
         cosine: Tensor,
         sine: Tensor,
     ) -> Tensor:
-        return self.mlp(self.attention(x, memory, cosine=cosine, sine=sine, keep=keep))
+        options = {"cosine": cosine, "sine": sine, "attention_mask": attention_mask}
+        return self.mlp(self.attention(x, memory, **options))
 
 
 class RotaryTransformer(VisionTransformer):
-    """Image tower of EVA-02 kind: that of a ViT with rotary positions in every block.
+    """A :class:`VisionTransformer` with rotary positions in every block.
 
-    Only the image's own patches are turned, by their place in the grid.  The class token and
-    whatever a bridge inserts beside it are not, however many there are.
+    Only patches are rotated, by their place in the grid. The class token and tokens that a bridge
+    inserts are not.
     """
 
-    cosine: Tensor  # (grid grid, width / heads / 2)
+    cosine: Tensor  # (grid^2, D / 2)
     sine: Tensor
 
     def __init__(self, *, width: int, heads: int, grid: int, **sizes: int):
@@ -103,8 +106,8 @@ class RotaryTransformer(VisionTransformer):
         self.register_buffer("sine", angle.sin(), persistent=False)
 
     def block_options(self, num_prefix: int) -> dict[str, Tensor]:
-        """By how much each token is turned."""
-        in_front = (0, 0, num_prefix, 0)  # an angle of 0 turns nothing
+        """Return cosine and sine of every token's angles; a prefix token has the angle 0."""
+        in_front = (0, 0, num_prefix, 0)
         return {
             "cosine": F.pad(self.cosine, in_front, value=1.0),
             "sine": F.pad(self.sine, in_front),
@@ -112,10 +115,10 @@ class RotaryTransformer(VisionTransformer):
 
 
 def angles(grid: int, width: int) -> Tensor:
-    """By how much each pair of channels of each cell is turned: ``(grid grid, width / 2)``.
+    """Make the angles by which pairs of channels of each cell are rotated: ``(grid^2, width / 2)``.
 
-    ``place 10000^(-i / (width / 4))`` for i from 0, half of the pairs by the cell's row, half by
-    its column.  Grids of every size lie over the same :data:`ROTARY_GRID` places.
+    ``place 10000^(-i / (width / 4))`` for i = 0, 1, ...: half of the pairs by the cell's row, half
+    by its column. Places go from 0 to :data:`ROTARY_GRID`, whatever the grid.
     """
     place = torch.arange(grid) / grid * ROTARY_GRID
     count = width // 4
@@ -124,8 +127,8 @@ def angles(grid: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
-def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary positions (Su et al., 2021): ``(B, heads, N, D)``, each pair of channels turned."""
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate each pair of channels of ``(B, heads, N, D)`` (RoFormer, Su et al., 2021)."""
     even, odd = x[..., ::2], x[..., 1::2]
-    turned = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=4)
-    return turned.flatten(3).to(x.dtype)
+    rotated = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=4)
+    return rotated.flatten(3).to(x.dtype)

@@ -1,7 +1,7 @@
-"""CLIP's modified ResNet (Radford et al., 2021, section 2.4).
+"""The modified ResNet of CLIP (Radford et al., 2021, section 2.4).
 
-Three-convolution stem, average pooling before every strided convolution, attention in place of the
-last average pooling.
+Three convolutions in the stem, average pooling before every strided convolution, and attention in
+place of the last average pooling.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
-from .blocks import STAGE_ENDS, Hidden, Residual, resize_positions, to_map, to_tokens
+from .blocks import resize_positions
+from .slots import Residual
+from .state import STAGE_ENDS, TowerState, to_map, to_tokens
 
 EXPANSION = 4
 Norm = Callable[[int], nn.Module]
@@ -38,15 +40,15 @@ class Bottleneck(Residual):
 
 
 class ModifiedResNet(nn.Module):
-    """Image tower of ResNet kind; layers 2, 3 and 4 run at the end of each third of the steps.
+    """An image tower of four layers; layers 2, 3 and 4 each run at the end of a stage.
 
     Args:
         width: channels after the stem.
         depths: blocks of the four layers.
         heads: of the attention pool.
-        grid: cells per side of the table of the pool's positions; it is resized to the last map in
-            every forward pass, as released, so that a table that trains is CLIP's own.
-        norm: makes a normalisation layer of so many channels.
+        grid: cells per side of the pool's table of positions. Every forward pass resizes it to the
+            last map, as in the released code of ETRIS, so that the table that trains is CLIP's own.
+        norm: makes a normalization layer from a number of channels.
 
     Attributes: as of :class:`model.backbones.vit.VisionTransformer`.
     """
@@ -78,30 +80,31 @@ class ModifiedResNet(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1 + grid**2, self.last_width))
         self.attnpool = Attention(self.last_width, heads, out_width=embed_dim)
 
-    def embed(self, image: Tensor) -> Hidden:
-        """Normalised image ``(B, 3, S, S)`` -> the map after the first layer, at stride 4."""
+    def embed(self, image: Tensor) -> TowerState:
+        """Normalized image ``(B, 3, S, S)`` -> the map after the first layer, at stride 4."""
         x = torch.relu(self.bn1(self.conv1(image)))
         x = torch.relu(self.bn2(self.conv2(x)))
         x = torch.relu(self.bn3(self.conv3(x)))
-        return Hidden(self.layer1(self.pool_stem(x)), None)
+        return TowerState(self.layer1(self.pool_stem(x)), None)
 
-    def run(self, step: int, hidden: Hidden) -> Hidden:
+    def run(self, step: int, state: TowerState) -> TowerState:
+        """Run the layer that ends with this step, if there is one."""
         if step not in STAGE_ENDS:
-            return hidden
+            return state
         layer = (self.layer2, self.layer3, self.layer4)[STAGE_ENDS.index(step)]
-        return hidden._replace(x=layer(hidden.x))
+        return state._replace(x=layer(state.x))
 
-    def head(self, hidden: Hidden) -> Tensor:
-        """The attention pool with every position as a query: ``(B, embed_dim, H, W)`` (CRIS)."""
-        grid = hidden.x.shape[2:]
+    def head(self, state: TowerState) -> Tensor:
+        """Pool with every cell as a query, as in CRIS: ``(B, embed_dim, H, W)``."""
+        grid = state.x.shape[2:]
         positions = resize_positions(self.positions, grid[0])
-        tokens = to_tokens(hidden.x) + positions[1:]  # (B, HW, C)
+        tokens = to_tokens(state.x) + positions[1:]  # (B, HW, C)
         return to_map(self.attnpool(tokens), grid)
 
-    def pool(self, hidden: Hidden) -> Tensor:
-        """CLIP's own image embedding, the mean as the query: ``(B, embed_dim)``."""
-        tokens = to_tokens(hidden.x)
-        positions = resize_positions(self.positions, hidden.x.shape[2])
+    def pool(self, state: TowerState) -> Tensor:
+        """Pool with the mean as the query: CLIP's own image embedding ``(B, embed_dim)``."""
+        tokens = to_tokens(state.x)
+        positions = resize_positions(self.positions, state.x.shape[2])
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + positions
         return self.attnpool(tokens[:, :1], tokens)[:, 0]
 

@@ -1,16 +1,17 @@
-"""CLIP's text transformer (Radford et al., 2021)."""
+"""The text tower of CLIP: a causal transformer over byte-pair tokens (Radford et al., 2021)."""
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Activation, Block, Hidden, blocks_of_step, quick_gelu
+from .blocks import Activation, Block, blocks_of_step, quick_gelu
+from .state import TowerState
 
 
 class TextTransformer(nn.Module):
-    """Text tower: causal pre-norm blocks over byte-pair tokens.
+    """Causal pre-norm blocks over tokens.
 
     Args:
-        context: number of positions, the longest sentence with its start and end tokens.
+        context: number of positions: the longest sentence, start and end tokens included.
         activation: of the MLPs.
     """
 
@@ -36,17 +37,17 @@ class TextTransformer(nn.Module):
         self.norm_post = nn.LayerNorm(width)
         self.proj = nn.Linear(width, embed_dim, bias=False)
 
-    def embed(self, ids: Tensor) -> Hidden:
-        """Token ids ``(B, L)``, padded with 0 -> words before the first block."""
+    def embed(self, ids: Tensor) -> TowerState:
+        """Token ids ``(B, L)``, padded with 0 -> the state before the first block."""
         x = self.token_embed(ids) + self.positions[: ids.shape[1]]  # (B, L, C)
-        return Hidden(x, x[:, :0], ids != 0)
+        return TowerState(x, x[:, :0], ids != 0)
 
-    def run(self, step: int, hidden: Hidden) -> Hidden:
-        """One step over ``[prefix, start, context, words]``.
+    def run(self, step: int, state: TowerState) -> TowerState:
+        """Run one step over ``[prefix, start token, context, words]``.
 
-        Padding stands behind the sentence, where causal attention never looks.
+        No mask of padding is needed: it follows the sentence, and attention is causal.
         """
-        prefix, x, context = hidden.prefix, hidden.x, hidden.context
+        prefix, x, context = state.prefix, state.x, state.context
         assert prefix is not None
         if context is not None:
             x = torch.cat([x[:, :1], context, x[:, 1:]], dim=1)  # (B, M + L, C)
@@ -58,10 +59,14 @@ class TextTransformer(nn.Module):
         if context is not None:
             end = 1 + context.shape[1]
             context, x = x[:, 1:end], torch.cat([x[:, :1], x[:, end:]], dim=1)
-        return hidden._replace(x=x, prefix=prefix, context=context)
+        return state._replace(x=x, prefix=prefix, context=context)
 
-    def head(self, hidden: Hidden, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Words ``(B, L, C)`` and the sentence ``(B, embed_dim)`` read at the end-of-text token."""
-        words = self.norm_post(hidden.x)
-        end = ids.argmax(dim=1)  # the end-of-text token has the largest id
-        return words, self.proj(words[torch.arange(len(ids), device=ids.device), end])
+    def head(self, state: TowerState, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return word features ``(B, L, C)`` and the sentence ``(B, embed_dim)``.
+
+        The sentence is read at the end-of-text token, which has the largest id.
+        """
+        word_features = self.norm_post(state.x)
+        end = ids.argmax(dim=1)
+        rows = torch.arange(len(ids), device=ids.device)
+        return word_features, self.proj(word_features[rows, end])

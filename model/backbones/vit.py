@@ -1,27 +1,28 @@
-"""CLIP's vision transformer (Radford et al., 2021; Dosovitskiy et al., 2021)."""
+"""The vision transformer of CLIP (Radford et al., 2021; Dosovitskiy et al., 2021)."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import STAGE_ENDS, Block, Hidden, blocks_of_step, to_map, to_tokens
+from .blocks import Block, blocks_of_step
+from .state import STAGE_ENDS, TowerState, to_map, to_tokens
 
 
 class VisionTransformer(nn.Module):
-    """Image tower of ViT kind: class token and patches through pre-norm blocks.
+    """An image tower of pre-norm blocks over a class token and patches.
 
     Args:
         patch: side of a patch in pixels.
-        grid: patches per side that the positions are made for.
+        grid: patches per side of the image.
         embed_dim: width of CLIP's joint space.
-        make_block: makes a block of a width, a number of heads and an MLP's width.
-        bias: of the first and of the last projection.
+        make_block: makes a block from width, number of heads and MLP width.
+        bias: whether the first and the last projection have one.
 
     Attributes:
         widths, strides: channels and pixels per cell of the map after each of the three stages.
-        last_width: channels of the map that ``head`` reads where the decoder must connect it to the
-            joint space itself, else None.
+        last_width: channels of a last map that the decoder must project to the joint space; None
+            in a ViT, whose ``head`` does it.
     """
 
     last_width = None
@@ -50,34 +51,35 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(make_block(width, heads, mlp_width) for _ in range(depth))
         self.proj = nn.Linear(width, embed_dim, bias=bias)
 
-    def embed(self, image: Tensor) -> Hidden:
-        """Normalised image ``(B, 3, S, S)`` -> patches before the first block."""
+    def embed(self, image: Tensor) -> TowerState:
+        """Normalized image ``(B, 3, S, S)`` -> the state before the first block."""
         x = self.patch_embed(image)  # (B, C, H, W)
         class_token = self.class_token.to(x.dtype).expand(len(x), 1, -1)
         tokens = torch.cat([class_token, to_tokens(x)], dim=1)  # (B, 1 + HW, C)
         tokens = self.norm_pre(tokens + self.positions)
-        return Hidden(to_map(tokens[:, 1:], x.shape[2:]), tokens[:, :1])
+        return TowerState(to_map(tokens[:, 1:], x.shape[2:]), tokens[:, :1])
 
-    def run(self, step: int, hidden: Hidden) -> Hidden:
-        prefix = hidden.prefix
+    def run(self, step: int, state: TowerState) -> TowerState:
+        """Run one step over ``[prefix, patches]``; the patches may also read ``state.memory``."""
+        prefix = state.prefix
         assert prefix is not None
         size = prefix.shape[1]
         options = self.block_options(size)
-        tokens = torch.cat([prefix, to_tokens(hidden.x)], dim=1)  # (B, P + HW, C)
+        tokens = torch.cat([prefix, to_tokens(state.x)], dim=1)  # (B, P + HW, C)
         for block in blocks_of_step(self.blocks, step):
-            tokens = block(tokens, hidden.keep, hidden.memory, **options)
+            tokens = block(tokens, state.attention_mask, state.memory, **options)
         prefix, patches = tokens.split([size, tokens.shape[1] - size], dim=1)
-        return hidden._replace(x=to_map(patches, hidden.x.shape[2:]), prefix=prefix)
+        return state._replace(x=to_map(patches, state.x.shape[2:]), prefix=prefix)
 
     def block_options(self, num_prefix: int) -> dict[str, Tensor]:
-        """What else every block reads where so many tokens stand before the patches: nothing."""
+        """Return more arguments of every block, for ``num_prefix`` tokens before the patches."""
         return {}
 
-    def head(self, hidden: Hidden) -> Tensor:
-        """Every patch in the joint space: ``(B, embed_dim, H, W)``."""
-        return to_map(self.proj(self.norm_post(to_tokens(hidden.x))), hidden.x.shape[2:])
+    def head(self, state: TowerState) -> Tensor:
+        """Project every patch to the joint space: ``(B, embed_dim, H, W)``."""
+        return to_map(self.proj(self.norm_post(to_tokens(state.x))), state.x.shape[2:])
 
-    def pool(self, hidden: Hidden) -> Tensor:
-        """CLIP's own image embedding, from the class token: ``(B, embed_dim)``."""
-        assert hidden.prefix is not None
-        return self.proj(self.norm_post(hidden.prefix[:, 0]))
+    def pool(self, state: TowerState) -> Tensor:
+        """Project the class token: CLIP's own image embedding ``(B, embed_dim)``."""
+        assert state.prefix is not None
+        return self.proj(self.norm_post(state.prefix[:, 0]))

@@ -1,11 +1,11 @@
-"""What trains between the two towers: one file per method."""
+"""Bridges, which train between the two towers: one file per method, and their registry."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import nn
 
-from model.backbones.blocks import Hidden
+from model.backbones.state import TowerState
 
 from .bridger import Bridger
 from .coop import Context
@@ -19,24 +19,24 @@ BRIDGES: dict[str, Callable[..., nn.Module]] = {
 
 
 class Bridge(Protocol):
-    """An ``nn.Module`` built as ``Name(clip, *, options)`` that has these two methods.
+    """An ``nn.Module`` built as ``Name(clip, *, options)``, with these members.
 
     Attributes:
-        image_step: the first step after which it reads or changes the image tower: -1 for
-            ``enter``, ``STEPS`` for never. Before that it leaves the image alone, so that the
-            sentences about an image share what its tower makes of it.
+        image_step: the first step after which it reads or changes the image tower; -1: before the
+            first block; ``STEPS``: never. All sentences about an image share what its tower
+            computes up to this step.
     """
 
     image_step: int
 
-    def enter(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
-        """What the towers hold before the first block -> what they go on with."""
+    def before_blocks(self, image: TowerState, text: TowerState) -> tuple[TowerState, TowerState]:
+        """Change the towers' states before the first block."""
 
-    def after(
-        self, step: int, image: Hidden, text: Hidden, carry: Any
-    ) -> tuple[Hidden, Hidden, Any]:
-        """The same after each of the twelve steps.
+    def after_step(
+        self, step: int, image: TowerState, text: TowerState, carry: Any
+    ) -> tuple[TowerState, TowerState, Any]:
+        """Change the towers' states after each of the twelve steps.
 
-        ``carry`` is None at first and then what the last call returned, so that nothing is parked
-        on the module.
+        ``carry`` is None in the first call, then what the last call returned: a bridge stores
+        nothing on itself.
         """

@@ -1,22 +1,20 @@
-"""Bridger (ETRIS, ICCV 2023, section 3.2).
-
-The two frozen towers exchange what they see, stage by stage.
-"""
+"""Bridger: the two frozen towers exchange features after each stage (ETRIS, ICCV 2023, 3.2)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from model.backbones.attention import Attention, Dropout
-from model.backbones.blocks import STAGE_ENDS, Hidden, to_map, to_tokens
+from model.backbones.attention import Attention
 from model.backbones.clip import CLIP
+from model.backbones.cpu_kernels import Dropout
+from model.backbones.state import STAGE_ENDS, TowerState, to_map, to_tokens
 
 from .zoom import ZOOMS, grids
 
 
 class Carry(NamedTuple):
-    """What a stage hands to the next one: the inputs of its interactors, and its own number."""
+    """What a stage gives to the next one: the inputs of its interactors, and its own number."""
 
     image: Tensor  # (B, HW, dim)
     words: Tensor  # (B, L, dim)
@@ -24,26 +22,25 @@ class Carry(NamedTuple):
 
 
 class Bridger(nn.Module):
-    """After each chosen stage both streams are narrowed, attend to each other and are added back.
+    """Reduce both streams after each chosen stage, let them attend to each other, and add back.
 
-    ``x_v += zoom_out(f_v)``, ``x_t += linear(f_t)`` with ``f = interactor(zoom_in(x) + carried)``
-    (eq. 1-5).  The modules are those of the released code, to which the published sizes belong; it
-    differs from the paper's equations in that the carried state is the interactor's input, not its
-    output (eq. 2), cross-attention reads the other stream as it was before that stream's
-    self-attention (eq. 5), and the interactor of a ViT is :class:`Gate` alone.
+    ``x_v += zoom_out(f_v)`` and ``x_t += linear(f_t)`` with ``f = interactor(zoom_in(x) + carry)``
+    (eq. 1-5). The modules are those of the released code, which give the published sizes. That code
+    differs from the paper in three points: the carry is the input of the last interactor, not its
+    output (eq. 2); cross-attention reads the other stream before that stream's self-attention (eq.
+    5); and the interactor of a ViT is only :class:`Gate`.
 
     Args:
-        clip: the towers to bridge; sizes are read off it.
+        clip: the towers; they give the sizes.
         dim: width of the interaction.
         heads: of its attention.
-        stages: which of the three stages are bridged, e.g. ``[0, 2]`` (table 4).
+        stages: which of the three stages, for example ``[0, 2]`` (table 4).
         dropout: in the interactors of a ResNet.
         zoom: what resizes the image map: ``deconv`` as published, or ``interpolate``, ``linear``,
-            ``mlp`` (table 5).  The last two fit one image size alone.
+            ``mlp`` (table 5). The last two fit only one image size.
 
     Raises:
-        ValueError: if a stage is unknown or named twice, ``heads`` does not divide ``dim``, or
-            ``zoom`` is not known.
+        ValueError: if ``stages`` or ``zoom`` is out of range, or ``heads`` does not divide ``dim``.
     """
 
     def __init__(
@@ -67,32 +64,27 @@ class Bridger(nn.Module):
             raise ValueError(f"bridger: zoom {zoom!r} must be one of {', '.join(ZOOMS)}")
         self.positions = {STAGE_ENDS[stage]: position for position, stage in enumerate(stages)}
         self.image_step = STAGE_ENDS[stages[0]]
+        last = stages[-1]
         self.stages = nn.ModuleList(
-            Stage(
-                clip,
-                stage,
-                dim=dim,
-                heads=heads,
-                dropout=dropout,
-                zoom=zoom,
-                last=stage == stages[-1],
-            )
+            Stage(clip, stage, dim=dim, heads=heads, dropout=dropout, zoom=zoom, last=stage == last)
             for stage in stages
         )
 
-    def enter(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
+    def before_blocks(self, image: TowerState, text: TowerState) -> tuple[TowerState, TowerState]:
+        """Change nothing: there is no stage yet."""
         return image, text
 
-    def after(
-        self, step: int, image: Hidden, text: Hidden, carry: Carry | None
-    ) -> tuple[Hidden, Hidden, Carry | None]:
+    def after_step(
+        self, step: int, image: TowerState, text: TowerState, carry: Carry | None
+    ) -> tuple[TowerState, TowerState, Carry | None]:
+        """Let the streams interact, if a chosen stage ends with this step."""
         if step not in self.positions:
             return image, text, carry
         position = self.positions[step]
         stage = self.stage(position)
-        narrow_image, words = stage.zoom_in(image.x), stage.text_in(text.x)
-        grid = narrow_image.shape[2:]
-        patches = to_tokens(narrow_image)  # (B, hw, dim)
+        image_map, words = stage.zoom_in(image.x), stage.text_in(text.x)
+        grid = image_map.shape[2:]
+        patches = to_tokens(image_map)  # (B, hw, dim)
         if carry is not None:
             patches, words = self.stage(carry.position).merge(patches, words, carry)
         image_change, text_change = stage(patches, words, grid)
@@ -101,35 +93,26 @@ class Bridger(nn.Module):
         return image, text, Carry(patches, words, position)
 
     def stage(self, position: int) -> "Stage":
+        """Return the module of one of the chosen stages."""
         stage = self.stages[position]
         assert isinstance(stage, Stage)
         return stage
 
 
 class Stage(nn.Module):
-    """The Bridger of one stage; unless it is the last, it also normalises what it hands on."""
+    """The Bridger of one stage; all but the last also normalize the next stage's input."""
 
     def __init__(
-        self,
-        clip: CLIP,
-        stage: int,
-        *,
-        dim: int,
-        heads: int,
-        dropout: float,
-        zoom: str,
-        last: bool,
+        self, clip: CLIP, stage: int, *, dim: int, heads: int, dropout: float, zoom: str, last: bool
     ):
         super().__init__()
         width, is_vit = clip.visual.widths[stage], clip.sizes.is_vit
         cells, make = grids(clip), ZOOMS[zoom]
-        grid, middle = cells[stage], cells[1]  # every stage meets on the middle one's grid
+        grid, middle = cells[stage], cells[1]  # all stages interact on the grid of the middle one
         self.zoom_in = with_norm(make(width, dim, grid, middle), dim, is_vit)
         self.zoom_out = with_norm(make(dim, width, middle, grid), width, is_vit)
-        self.text_in, self.text_out = (
-            nn.Linear(clip.text.width, dim),
-            nn.Linear(dim, clip.text.width),
-        )
+        self.text_in = nn.Linear(clip.text.width, dim)
+        self.text_out = nn.Linear(dim, clip.text.width)
         self.image_interactor, self.text_interactor = (
             Gate(dim, heads) if is_vit else Interactor(dim, heads, dropout=dropout)
             for _ in range(2)
@@ -142,19 +125,20 @@ class Stage(nn.Module):
         initialize_zoom(self.zoom_out, is_transposed=not is_last_stage)
 
     def merge(self, patches: Tensor, words: Tensor, carry: Carry) -> tuple[Tensor, Tensor]:
-        """The next stage's streams with what this one carried into them."""
+        """Add this stage's carry to the next one's patches (B, hw, dim) and words (B, L, dim)."""
         return self.image_norm(patches + carry.image), self.text_norm(words + carry.words)
 
     def forward(
         self, patches: Tensor, words: Tensor, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
+        """Patches (B, hw, dim), words (B, L, dim) -> changes of image map and words."""
         image = self.image_interactor(patches, words)  # (B, hw, dim)
         text = self.text_interactor(words, patches)  # (B, L, dim)
         return self.zoom_out(to_map(image, grid)), self.text_out(text)
 
 
 class Gate(nn.Module):
-    """``x * attention(x, memory)``: the interactor of a ViT."""
+    """The interactor of a ViT: ``x * attention(x, memory)``."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -165,7 +149,7 @@ class Gate(nn.Module):
 
 
 class Interactor(nn.Module):
-    """Post-norm self-attention, cross-attention and feed-forward: the interactor of a ResNet."""
+    """The interactor of a ResNet: self-attention, cross-attention, feed-forward; all post-norm."""
 
     def __init__(self, dim: int, heads: int, *, dropout: float, feedforward: int = 128):
         super().__init__()
@@ -184,14 +168,14 @@ class Interactor(nn.Module):
 
 
 def with_norm(zoom: nn.Module, channels: int, norm: bool) -> nn.Module:
-    """The zoom layer of a ViT is followed by BatchNorm and ReLU, that of a ResNet by nothing."""
+    """Add BatchNorm and ReLU to a zoom layer, if ``norm``: in a ViT, not in a ResNet."""
     if not norm:
         return zoom
     return nn.Sequential(zoom, nn.BatchNorm2d(channels), nn.ReLU())
 
 
 def initialize(module: nn.Module) -> None:
-    """As released: Linears normal with deviation 0.02, but for an attention's q, k and v."""
+    """Initialize as released: normal (0.02) in all Linears but an attention's q, k and v."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear) and not name.endswith(("q_proj", "k_proj", "v_proj")):
             nn.init.normal_(part.weight, std=0.02)
@@ -199,12 +183,11 @@ def initialize(module: nn.Module) -> None:
 
 
 def initialize_zoom(module: nn.Module, *, is_transposed: bool) -> None:
-    """Kaiming normal as released: over ``shape[0]`` of a weight, the input's channels of a
-    transposed convolution.
+    """Initialize zoom convolutions as released: Kaiming normal over ``shape[0]`` of the weight.
 
     Args:
-        is_transposed: whether it is one in the released code, also where the grids are equal and a
-            plain one does the same here.
+        is_transposed: whether the released code has a transposed convolution here. It also has one
+            where the grids are equal, and a plain one does the same.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):

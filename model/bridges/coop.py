@@ -1,29 +1,28 @@
-"""CoOp: a learned context before the words (Zhou et al., IJCV 2022; a row of ETRIS's table 2)."""
+"""CoOp: a learned context before the words (Zhou et al., IJCV 2022; ETRIS, table 2)."""
 
 import torch
 from torch import nn
 
-from model.backbones.blocks import STEPS, Hidden
 from model.backbones.clip import CLIP
+from model.backbones.state import STEPS, TowerState
 
 
 class Context(nn.Module):
-    """The text tower reads ``[start, V_1, ..., V_M, word, ..., end]`` with learned ``V`` (eq. 2).
+    """Let the text tower read ``[start, V_1, ..., V_M, words, end]`` with learned ``V`` (eq. 2).
 
-    One context serves all sentences ("unified").  It runs through every block of the text tower in
-    ``Hidden.context``; other bridges and the decoder see the sentence's own tokens alone.
+    All sentences share one context. It runs through every block of the text tower as
+    ``TowerState.context``; other bridges and the decoder see only the sentence's own tokens.
 
-    In the released CoOp the whole sequence is counted through: ``V_i`` gets position ``i``, every
-    word moves ``M`` places on.  Here the words keep the positions that they have without a context,
-    for the positions of CLIP are cut to the longest sentence when they are loaded, and so a context
-    takes no room from a sentence.  ``V_i`` gets none: ``V_i + p_i`` learns no more than ``V_i``.
+    In the released CoOp ``V_i`` gets position ``i``, and every word moves by ``M`` positions. Here
+    the words keep their positions, since only those of the longest sentence are loaded from CLIP,
+    and ``V_i`` gets none: ``V_i + p_i`` can learn no more than ``V_i``.
 
     Args:
-        clip: the towers; the width is read off it.
-        tokens: number ``M`` of learned tokens; 8 in ETRIS's table 2.
+        clip: the towers; they give the width.
+        tokens: number ``M`` of learned tokens; 8 in ETRIS, table 2.
 
     Raises:
-        ValueError: if there is no token.
+        ValueError: if ``tokens`` is below 1.
     """
 
     image_step = STEPS
@@ -34,16 +33,22 @@ class Context(nn.Module):
             raise ValueError(f"coop: tokens {tokens} must be at least 1")
         self.context = nn.Parameter(0.02 * torch.randn(tokens, clip.text.width))
 
-    def enter(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
+    def before_blocks(self, image: TowerState, text: TowerState) -> tuple[TowerState, TowerState]:
+        """Add the context.
+
+        Raises:
+            ValueError: if another CoOp has added one.
+        """
         if text.context is not None:
             raise ValueError(
-                "coop: another coop has put a context before the words already; drop one of the "
-                "two and give the other more tokens"
+                "coop: another coop has already put a context before the words; drop one and give "
+                "the other more tokens"
             )
         context = self.context.to(text.x.dtype).expand(len(text.x), -1, -1)  # (B, M, C)
         return image, text._replace(context=context)
 
-    def after(
-        self, step: int, image: Hidden, text: Hidden, carry: None
-    ) -> tuple[Hidden, Hidden, None]:
+    def after_step(
+        self, step: int, image: TowerState, text: TowerState, carry: None
+    ) -> tuple[TowerState, TowerState, None]:
+        """Change nothing: the tower itself runs the context through its blocks."""
         return image, text, carry

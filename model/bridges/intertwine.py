@@ -1,37 +1,33 @@
-"""Intertwining (BarLeRIa, ICLR 2024, section 2.3).
-
-Each frozen tower reads tokens of the other one in its own self-attention.
-"""
+"""Intertwining: each frozen tower reads tokens of the other (BarLeRIa, ICLR 2024, section 2.3)."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.backbones.blocks import STEPS, Hidden
 from model.backbones.clip import CLIP
+from model.backbones.state import STEPS, TowerState
 
 DIRECTIONS = ("both", "image", "text")
 REFRESH = ("block", "once")
 
 
 class Intertwine(nn.Module):
-    """The image tower reads ``[cls, T', I]`` (eq. 2), the text tower ``[cls', T]`` (eq. 3).
+    """Let the image tower read ``[cls, T', I]`` (eq. 2) and the text tower ``[cls', T]`` (eq. 3).
 
-    ``T' = to_image(T)`` are the words and ``cls' = to_text(cls)`` the class token as the other
-    tower's previous block left them, or as they enter the first block; one projection serves all
-    blocks.  What a block makes of the inserted tokens is dropped; for the words among the patches
-    it is not even computed.  Where two blocks make a step (ViT-L), both read the same words.
+    ``T' = to_image(T)`` are the words and ``cls' = to_text(cls)`` the class token, both as the
+    other tower's last block returned them, or as they enter the first block. All blocks share the
+    two projections. The results of inserted tokens are dropped; those of the words among the
+    patches are not even computed. Where a step has two blocks (ViT-L), both read the same words.
 
-    The released code inserts tokens before the first block and carries them along
-    (``refresh="once"``), lets patches attend to padding, of which the paper does not speak
-    (``mask_padding=False``), and crashes where its text tower is to read the class token.
+    The released code inserts tokens before the first block only and keeps their results
+    (``refresh="once"``), lets patches attend to padding (``mask_padding=False``; the paper does not
+    say), and fails where the text tower reads the class token.
 
     Args:
-        clip: the towers to intertwine; sizes are read off it.
+        clip: the towers; they give the sizes.
         dim: hidden width of the projections.
-        refresh: ``block``: tokens are inserted anew before every step; ``once``: only before the
-            first, and later blocks read what the ones before made of them.
-        directions: which tower reads the other one: ``both``, ``image`` or ``text``.
+        refresh: ``block``: insert new tokens before every step; ``once``: only before the first.
+        directions: which tower reads the other: ``both``, ``image`` or ``text``.
         mask_padding: no token of the image tower attends to the padding of a sentence.
 
     Raises:
@@ -52,8 +48,7 @@ class Intertwine(nn.Module):
         super().__init__()
         if not clip.sizes.is_vit:
             raise ValueError(
-                "intertwine: a ResNet has no class token and reads no tokens (BarLeRIa does not "
-                "fit convolutional networks); choose a ViT"
+                "intertwine: a ResNet has no class token and reads no tokens; choose a ViT"
             )
         if dim < 1:
             raise ValueError(f"intertwine: dim {dim} must be at least 1")
@@ -67,21 +62,27 @@ class Intertwine(nn.Module):
         self.to_image = bottleneck(text_width, dim, image_width) if directions != "text" else None
         self.to_text = bottleneck(image_width, dim, text_width) if directions != "image" else None
 
-    def enter(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
+    def before_blocks(self, image: TowerState, text: TowerState) -> tuple[TowerState, TowerState]:
+        """Insert the first tokens.
+
+        Raises:
+            ValueError: if another bridge has inserted tokens.
+        """
         assert image.prefix is not None and text.prefix is not None
         has_words = image.prefix.shape[1] > 1 or image.memory is not None
         is_image_taken = self.to_image is not None and has_words
         is_text_taken = self.to_text is not None and text.prefix.shape[1] > 0
         if is_image_taken or is_text_taken:
             raise ValueError(
-                f"intertwine: another bridge has put tokens before the "
-                f"{'patches' if is_image_taken else 'words'} already; drop one of the two"
+                f"intertwine: another bridge has already put tokens before the "
+                f"{'patches' if is_image_taken else 'words'}; drop one of the two"
             )
         return self.insert(image, text)
 
-    def after(
-        self, step: int, image: Hidden, text: Hidden, carry: None
-    ) -> tuple[Hidden, Hidden, None]:
+    def after_step(
+        self, step: int, image: TowerState, text: TowerState, carry: None
+    ) -> tuple[TowerState, TowerState, None]:
+        """Remove the inserted tokens after the last step, or replace them by new ones."""
         is_last = step == STEPS - 1
         if is_last or self.refresh == "block":
             image, text = self.remove(image, text)
@@ -89,36 +90,39 @@ class Intertwine(nn.Module):
             image, text = self.insert(image, text)
         return image, text, carry
 
-    def insert(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
-        """Show each tower the tokens of the other one."""
-        assert image.prefix is not None and text.prefix is not None and text.keep is not None
-        class_token, words, keep = image.prefix[:, :1], text.x, text.keep
+    def insert(self, image: TowerState, text: TowerState) -> tuple[TowerState, TowerState]:
+        """Give each tower the tokens of the other one."""
+        assert image.prefix is not None and text.prefix is not None
+        assert text.attention_mask is not None
+        class_token, words, text_mask = image.prefix[:, :1], text.x, text.attention_mask
         if self.to_image is not None:
-            inserted, is_token = self.to_image(words), keep[:, -words.shape[1] :]
+            inserted, image_mask = self.to_image(words), text_mask[:, -words.shape[1] :]
             if self.refresh == "block":
                 image = image._replace(memory=inserted)
             else:
                 image = image._replace(prefix=torch.cat([class_token, inserted], dim=1))
-                is_token = F.pad(is_token, (0, image.x[0, 0].numel()), value=True)
+                image_mask = F.pad(image_mask, (0, image.x[0, 0].numel()), value=True)
             if self.mask_padding:
-                image = image._replace(keep=is_token)
+                image = image._replace(attention_mask=image_mask)
         if self.to_text is not None:
-            keep = torch.cat([torch.ones_like(keep[:, :1]), keep], dim=1)  # (B, 1 + L)
-            text = text._replace(prefix=self.to_text(class_token), keep=keep)
+            text_mask = F.pad(text_mask, (1, 0), value=True)  # (B, 1 + L)
+            text = text._replace(prefix=self.to_text(class_token), attention_mask=text_mask)
         return image, text
 
-    def remove(self, image: Hidden, text: Hidden) -> tuple[Hidden, Hidden]:
-        """Undo :meth:`insert`: the class token stands alone before the patches."""
-        assert image.prefix is not None and text.prefix is not None and text.keep is not None
+    def remove(self, image: TowerState, text: TowerState) -> tuple[TowerState, TowerState]:
+        """Undo :meth:`insert`; the class token keeps its place before the patches."""
+        assert image.prefix is not None and text.prefix is not None
+        assert text.attention_mask is not None
         if self.to_image is not None:
-            image = image._replace(prefix=image.prefix[:, :1], memory=None, keep=None)
+            image = image._replace(prefix=image.prefix[:, :1], memory=None, attention_mask=None)
         if self.to_text is not None:
-            text = text._replace(prefix=text.prefix[:, 1:], keep=text.keep[:, 1:])
+            mask = text.attention_mask[:, 1:]
+            text = text._replace(prefix=text.prefix[:, 1:], attention_mask=mask)
         return image, text
 
 
 def bottleneck(in_width: int, dim: int, out_width: int) -> nn.Sequential:
-    """``linear(relu(linear(x)))``; starts as released: normal with deviation 0.02, no bias."""
+    """Make ``linear(relu(linear(x)))``, initialized as released: normal (0.02), biases zero."""
     layers = nn.Sequential(nn.Linear(in_width, dim), nn.ReLU(), nn.Linear(dim, out_width))
     for layer in layers:
         if isinstance(layer, nn.Linear):

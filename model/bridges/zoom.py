@@ -1,28 +1,29 @@
-"""Zoom layers: between a stage's grid and width and those of the interaction (ETRIS, table 5).
+"""Zoom layers of the Bridger: change the grid and the width of a map (ETRIS, table 5).
 
-Each is made as ``name(in_channels, out_channels, in_grid, out_grid)``, grids in cells per side, and
-takes a map ``(B, C, H, W)`` to a map.
+Each is made as ``name(in_channels, out_channels, in_grid, out_grid)``, with grids in cells per
+side, and takes a map ``(B, C, H, W)`` to a map.
 """
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from model.backbones.blocks import to_map, to_tokens, zoom
+from model.backbones.blocks import zoom
 from model.backbones.clip import CLIP
+from model.backbones.state import to_map, to_tokens
 
-HIDDEN = 64  # of ``mlp``, over positions
+HIDDEN = 64  # hidden width of ``mlp``
 
 
 def deconv(in_channels: int, out_channels: int, in_grid: int, out_grid: int) -> nn.Module:
-    """Row d and eq. 4: a strided convolution, transposed where the grid gets finer."""
+    """Make row d and eq. 4: a strided convolution, transposed where the grid gets finer."""
     return zoom(in_channels, out_channels, out_grid / in_grid)
 
 
 def interpolate(in_channels: int, out_channels: int, in_grid: int, out_grid: int) -> nn.Module:
-    """Row b: as ``deconv``, but a finer grid is interpolated after a 1 x 1 convolution.
+    """Make row b: as ``deconv``, but a finer grid is interpolated after a 1 x 1 convolution.
 
-    Bilinear, of which the paper does not speak; the two commute, and so the cheaper order stands.
+    Bilinear; the paper does not say. The two steps commute, and this order costs less.
     """
     if out_grid <= in_grid:
         return deconv(in_channels, out_channels, in_grid, out_grid)
@@ -31,12 +32,12 @@ def interpolate(in_channels: int, out_channels: int, in_grid: int, out_grid: int
 
 
 def linear(in_channels: int, out_channels: int, in_grid: int, out_grid: int) -> nn.Module:
-    """Row a: a Linear over positions and one over channels."""
+    """Make row a: a Linear over positions and one over channels."""
     return PositionZoom(in_channels, out_channels, nn.Linear(in_grid**2, out_grid**2), out_grid)
 
 
 def mlp(in_channels: int, out_channels: int, in_grid: int, out_grid: int) -> nn.Module:
-    """Row c: as ``linear``, with a hidden layer and ReLU over positions."""
+    """Make row c: as ``linear``, with a hidden layer and ReLU over positions."""
     positions = nn.Sequential(
         nn.Linear(in_grid**2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out_grid**2)
     )
@@ -53,10 +54,10 @@ ZOOMS: dict[str, Zoom] = {
 
 
 class PositionZoom(nn.Module):
-    """A map over positions and a Linear over channels, in whichever order costs less.
+    """Layers over positions and a Linear over channels, in the order that costs less.
 
-    Positions are mixed where channels are few: after they are narrowed or before they are widened.
-    The published sizes hold the biases of all Linears.  The weights belong to one image size.
+    The layers over positions act where channels are few: after they get fewer or before they get
+    more. All Linears have biases, as the published sizes show. The weights fit one image size.
     """
 
     def __init__(self, in_channels: int, out_channels: int, positions: nn.Module, out_grid: int):
@@ -75,5 +76,5 @@ class PositionZoom(nn.Module):
 
 
 def grids(clip: CLIP) -> list[int]:
-    """Cells per side of the map after each stage, for images of the size that ``clip`` takes."""
+    """Return the cells per side of the map after each stage."""
     return [clip.image_size // stride for stride in clip.visual.strides]

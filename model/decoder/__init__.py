@@ -1,4 +1,4 @@
-"""The head of every method: neck, cross-modal transformer, projector."""
+"""The decoder of all methods: from features of both towers to logits."""
 
 from .decoder import Decoder
 from .necks import PyramidNeck, coordinates

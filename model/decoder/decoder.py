@@ -1,4 +1,4 @@
-"""The decoder of all methods: neck, cross-modal transformer, projector (ETRIS, section 3.3)."""
+"""The decoder: neck, cross-modal transformer and projector (ETRIS, section 3.3)."""
 
 import math
 
@@ -6,32 +6,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbones.attention import Attention, Dropout
-from model.backbones.blocks import Features, sine, sine_grid, to_map, to_tokens
+from model.backbones.attention import Attention
+from model.backbones.blocks import sine, sine_grid
 from model.backbones.clip import CLIP
+from model.backbones.cpu_kernels import Dropout
+from model.backbones.state import Features, to_map, to_tokens
 
 from .necks import make_neck, norm_relu
 
-KERNEL = 3  # side of the kernel that a sentence becomes
+KERNEL = 3  # side of the kernel that is made from a sentence
+PRIOR = -2.5  # logit of 8 %, the usual share of an image that a target covers
 
 
 class Decoder(nn.Module):
-    """Features of both towers -> one logit per pixel, four times as fine as the middle map.
+    """``projector(transformer(neck(maps, sentence) + residual, words), sentence)``.
 
     Args:
-        clip: the towers that are decoded; sizes are read off it.
+        clip: the towers that are decoded; they give the sizes.
         grid: cells per side of the middle map.
-        max_words: longest sentence.
-        neck: ``aligned`` (ETRIS), ``fpn`` (CRIS) or ``plain`` (table 6 of ETRIS).
-        dim: width of the neck and the transformer.
-        layers, heads, feedforward, dropout: of the transformer; with 0 layers there is none, so
-            that the projector reads the neck (no global alignment, table 6 of ETRIS).
-        project_sentence: project the sentence to ``dim`` in the aligned neck even if it has that
-            width.
-        train_connect: a ResNet's :class:`Connect` trains; if not, its random weights stay, as in
-            the released ETRIS.
-        initial_kernel: of the projector: ``small``, or ``default`` as PyTorch starts a Linear, as
-            released.
+        max_tokens: longest sentence.
+        neck: ``aligned`` (ETRIS), ``fpn`` (CRIS) or ``plain`` (ETRIS, table 6).
+        dim: width of neck and transformer.
+        layers, heads, feedforward, dropout: of the transformer; with 0 layers there is none (ETRIS,
+            table 6, no global alignment).
+        project_sentence: project the sentence to ``dim`` in the aligned neck, even if it has that
+            width already.
+        train_connect: train :class:`Connect` of a ResNet; if not, it stays random, as in the
+            released code of ETRIS.
+        initial_kernel: start of the projector's kernel: ``small``, or ``default`` for that of
+            ``nn.Linear``, as released.
+
+    Raises:
+        ValueError: if ``dim`` does not fit or there is no such neck.
     """
 
     def __init__(
@@ -39,7 +45,7 @@ class Decoder(nn.Module):
         clip: CLIP,
         *,
         grid: int,
-        max_words: int,
+        max_tokens: int,
         neck: str = "aligned",
         dim: int = 512,
         layers: int = 3,
@@ -52,10 +58,8 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         visual = clip.visual
-        if dim % 4 or dim % heads:
-            raise ValueError(
-                f"model.decoder: dim {dim} must be a multiple of 4 and of heads ({heads})"
-            )
+        if dim % 4:  # sine and cosine, of x and y
+            raise ValueError(f"model.decoder.dim: {dim} is no multiple of 4")
         self.connect: Connect | None = None
         if visual.last_width:
             self.connect = Connect(visual.last_width, visual.embed_dim)
@@ -66,7 +70,7 @@ class Decoder(nn.Module):
             self.transformer = Transformer(
                 clip.text.width,
                 grid=grid,
-                max_words=max_words,
+                max_tokens=max_tokens,
                 dim=dim,
                 layers=layers,
                 heads=heads,
@@ -76,21 +80,26 @@ class Decoder(nn.Module):
         self.projector = Projector(dim, visual.embed_dim, small=initial_kernel == "small")
 
     def forward(self, features: Features, ids: Tensor, residual: Tensor | None = None) -> Tensor:
-        """-> logits ``(B, 1, 4 H, 4 W)``; ``residual`` (B, dim, H, W) is added to the query."""
-        top = features.joint
+        """Decode to logits ``(B, 1, 4 H, 4 W)``, where the middle map is H x W.
+
+        Args:
+            ids: token ids (B, L), padded with 0.
+            residual: (B, dim, H, W), added to the neck's result.
+        """
+        top = features.joint_map
         if self.connect is not None:
             top = torch.relu(top + self.connect(features.maps[-1]))
         x = self.neck((*features.maps[:-1], top), features.sentence)
         x = x if residual is None else x + residual
         if self.transformer is not None:
-            x = self.transformer(x, features.words, ids != 0)
+            x = self.transformer(x, features.word_features, ids != 0)
         return self.projector(x, features.sentence)
 
 
 class Connect(nn.Sequential):
-    """``BatchNorm(conv(x))`` from a ResNet's last map to the joint space, beside attention pool.
+    """``BatchNorm(conv(x))``: a second way from a ResNet's last map to the joint space.
 
-    From CRIS (Wang et al., 2022); CLIP does not have it, so it trains with the decoder.
+    From CRIS (Wang et al., 2022). CLIP has no such weights, so they train with the decoder.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -99,20 +108,20 @@ class Connect(nn.Sequential):
 
 
 class Transformer(nn.Module):
-    """Global alignment (eq. 8): image cells attend to each other and to the words.
+    """Global alignment (ETRIS, eq. 8): image cells attend to each other and to the words.
 
-    As released, the words are attended to, not the sentence as eq. 8 says.
+    The paper's eq. 8 attends to the sentence; the released code, and this one, to the words.
     """
 
-    places: Tensor  # (HW, dim)
-    order: Tensor  # (max_words, text_width)
+    places: Tensor  # positions of the cells: (HW, dim)
+    order: Tensor  # positions of the words: (max_tokens, text_width)
 
     def __init__(
         self,
         text_width: int,
         *,
         grid: int,
-        max_words: int,
+        max_tokens: int,
         dim: int,
         layers: int,
         heads: int,
@@ -125,19 +134,19 @@ class Transformer(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.register_buffer("places", sine_grid(grid, dim), persistent=False)
-        self.register_buffer("order", sine(max_words, text_width), persistent=False)
+        self.register_buffer("order", sine(max_tokens, text_width), persistent=False)
 
-    def forward(self, x: Tensor, words: Tensor, keep: Tensor) -> Tensor:
-        """``x`` (B, dim, H, W), ``words`` (B, L, C), ``keep`` (B, L) True where a word is."""
+    def forward(self, x: Tensor, words: Tensor, attention_mask: Tensor) -> Tensor:
+        """``x`` (B, dim, H, W), words (B, L, C), mask (B, L) True for words -> (B, dim, H, W)."""
         tokens, grid = to_tokens(x), x.shape[2:]
         keys = words + self.order[: words.shape[1]].to(words.dtype)
         for layer in self.layers:
-            tokens = layer(tokens, keys, words, self.places.to(tokens.dtype), keep)
+            tokens = layer(tokens, keys, words, self.places.to(tokens.dtype), attention_mask)
         return to_map(self.norm(tokens), grid)
 
 
 class Layer(nn.Module):
-    """Self-attention, attention to the words, feed-forward; all pre-norm, attention also post."""
+    """Self-attention, cross-attention to the words, feed-forward; norms before and after."""
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, text_width: int):
         super().__init__()
@@ -155,18 +164,19 @@ class Layer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, keys: Tensor, words: Tensor, places: Tensor, keep: Tensor
+        self, x: Tensor, keys: Tensor, words: Tensor, places: Tensor, attention_mask: Tensor
     ) -> Tensor:
+        """Tokens (B, HW, dim), keys and words (B, L, C) -> tokens; ``keys`` hold positions."""
         y = self.norm1(x)
         query = y + places
         x = x + self.dropout(self.self_norm(self.self_attention(query, query, y)))
-        y = self.cross_attention(self.norm2(x) + places, keys, words, keep)
+        y = self.cross_attention(self.norm2(x) + places, keys, words, attention_mask)
         x = x + self.dropout(self.cross_norm(y))
         return x + self.dropout(self.feedforward(self.norm3(x)))
 
 
 class Projector(nn.Module):
-    """Eq. 9: the map, four times as fine, convolved with the kernel its own sentence becomes."""
+    """Convolve the map, four times as fine, with a kernel made from its own sentence (eq. 9)."""
 
     def __init__(self, dim: int, sentence_width: int, *, small: bool = True):
         super().__init__()
@@ -179,32 +189,32 @@ class Projector(nn.Module):
         self.mix = nn.Conv2d(self.channels, self.channels, 1)
         self.kernel = nn.Linear(sentence_width, self.channels * KERNEL**2 + 1)
         if small:
-            # PyTorch's default makes first logits of size 20; small ones start at the share of a
-            # target
+            # PyTorch's default gives first logits of size 20
             nn.init.normal_(self.kernel.weight, std=0.003)
             nn.init.normal_(self.kernel.bias, std=0.003)
             nn.init.constant_(self.kernel.bias[-1:], PRIOR)
 
     def forward(self, x: Tensor, sentence: Tensor) -> Tensor:
-        """``x`` (B, dim, H, W), ``sentence`` (B, E) -> logits (B, 1, 4 H, 4 W)."""
+        """``x`` (B, dim, H, W), sentence (B, E) -> logits (B, 1, 4 H, 4 W)."""
         x = self.finer(self.upsample(self.fine(self.upsample(x))))  # (B, C, 4H, 4W)
         kernel = self.kernel(sentence)
         weight, bias = kernel[:, :-1].unflatten(1, (self.channels, KERNEL**2)), kernel[:, -1]
-        # weight (mix(x)) = (weight mix)(x): of the mixed map nothing is computed or kept
+        # weight (mix(x)) = (weight mix)(x): the mixed map is neither computed nor stored
         mixed = self.mix.weight.flatten(1).mT @ weight  # (B, C, K K)
         offset = self.mix.bias @ weight  # (B, K K)
         return convolve(x, mixed, offset, bias)
 
 
-PRIOR = -2.5  # logit of a target's usual share of an image, 8 %
-
-
 def convolve(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor) -> Tensor:
-    """Each sample with a kernel of its own: ``(B, C, H, W) -> (B, 1, H, W)``.
+    """Convolve each sample with its own kernel: ``(B, C, H, W) -> (B, 1, H, W)``.
 
-    ``weight`` (B, C, K K), ``offset`` (B, K K) what an entry adds wherever it lies in the map, and
-    ``bias`` (B,).  One product per cell and kernel entry, then a sum of shifted maps: a grouped
-    convolution of one output channel per sample has no fast kernel.
+    One product per cell and kernel entry, then a sum of shifted maps, since a grouped convolution
+    with one output channel per sample has no fast kernel.
+
+    Args:
+        weight: (B, C, K K).
+        offset: (B, K K), what a kernel entry adds where it lies inside the map.
+        bias: (B,).
     """
     size, grid = math.isqrt(weight.shape[2]), x.shape[2:]
     entries = weight.flip(2).mT @ x.flatten(2) + offset.flip(1)[:, :, None]  # (B, K K, HW)

@@ -1,4 +1,4 @@
-"""Necks: three maps of an image tower and the sentence -> the one map that is decoded.
+"""Necks: from three maps of an image tower and the sentence to the one map that is decoded.
 
 Their sizes are those of the released code of ETRIS and CRIS.
 """
@@ -16,10 +16,12 @@ from model.backbones.clip import CLIP
 def make_neck(
     name: str, clip: CLIP, *, grid: int, dim: int, project_sentence: bool = False
 ) -> nn.Module:
-    """The neck called ``aligned`` (ETRIS), ``fpn`` (CRIS) or ``plain``; all are called alike.
+    """Make the neck called ``aligned`` (ETRIS), ``fpn`` (CRIS) or ``plain``.
+
+    Each takes three maps and the sentence ``(B, E)`` and returns a map ``(B, dim, H, W)``.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if no neck has that name.
     """
     if name == "aligned":
         return AlignedNeck(clip, grid=grid, dim=dim, project_sentence=project_sentence)
@@ -31,30 +33,29 @@ def make_neck(
 
 
 class FusingNeck(nn.Module):
-    """What ETRIS (eq. 6-7) and CRIS end with: levels of one grid, fused, told where they are."""
+    """The end of the necks of ETRIS (eq. 6-7) and CRIS: maps of one grid and coordinates, fused."""
 
     coordinates: Tensor  # (1, 2, grid, grid)
 
     def _add_fusion(self, num_levels: int, *, grid: int, dim: int) -> None:
-        """Last in a constructor: states and seeds have the parts in this order."""
+        """Add the layers; call it last, since seeds and stored states have this order."""
         self.fuse = norm_relu(nn.Conv2d(num_levels * dim, dim, 1, bias=False), dim)
         self.locate = norm_relu(nn.Conv2d(dim + 2, dim, 3, padding=1, bias=False), dim)
         self.refine = norm_relu(nn.Conv2d(dim, dim, 3, padding=1, bias=False), dim)
         self.register_buffer("coordinates", coordinates(grid), persistent=False)
 
     def _fuse(self, levels: Sequence[Tensor]) -> Tensor:
-        """``refine(locate([fuse(levels), x, y]))``, each level ``(B, dim, H, W)`` as the result."""
+        """Compute ``refine(locate([fuse(levels), x, y]))``; all maps are ``(B, dim, H, W)``."""
         x = self.fuse(torch.cat([*levels], dim=1))
         place = self.coordinates.to(x.dtype).expand(len(x), -1, -1, -1)
         return self.refine(self.locate(torch.cat([x, place], dim=1)))
 
 
 class AlignedNeck(FusingNeck):
-    """Hierarchical alignment (ETRIS, eq. 6-7): gated by the sentence, on one grid, and fused.
+    """Hierarchical alignment (ETRIS, eq. 6-7): maps on one grid, gated by the sentence, fused.
 
-    The published module attends from every cell to the one sentence token; a softmax over one key
-    is 1, so that its query and key weights never act.  What is left is the gate
-    ``x * out(value(sentence))``, and that is what stands here.
+    In the published module every cell attends to one token, the sentence. A softmax over one key is
+    1, so its query and key weights never act, and the gate ``x * out(value(sentence))`` remains.
     """
 
     def __init__(self, clip: CLIP, *, grid: int, dim: int, project_sentence: bool):
@@ -73,7 +74,6 @@ class AlignedNeck(FusingNeck):
         self._add_fusion(len(widths), grid=grid, dim=dim)
 
     def forward(self, maps: tuple[Tensor, ...], sentence: Tensor) -> Tensor:
-        """Three maps and the sentence ``(B, E)`` -> ``(B, dim, H, W)``."""
         sentence = self.project(sentence)
         return self._fuse(
             [
@@ -84,7 +84,7 @@ class AlignedNeck(FusingNeck):
 
 
 def make_gate(dim: int) -> nn.Sequential:
-    """``out(value(x))`` of an attention, which start as there."""
+    """Make ``out(value(x))`` of an attention, initialized as there."""
     value, out = nn.Linear(dim, dim), nn.Linear(dim, dim)
     initialize_projection(value.weight)
     nn.init.zeros_(value.bias)
@@ -93,12 +93,12 @@ def make_gate(dim: int) -> nn.Sequential:
 
 
 class PyramidNeck(FusingNeck):
-    """The neck of CRIS (Wang et al., CVPR 2022, section 3.1): from the last map to the first.
+    """The neck of CRIS (Wang et al., CVPR 2022, section 3.1): a pyramid from the last map down.
 
     ``top = relu(norm(conv(x_3) * project(sentence)))``, ``middle = conv([conv(x_2), top])``,
-    ``fine = conv([conv(x_1), middle])``, then the three fused; every conv with norm and ReLU.
-    The norm after the product and the 3 x 3 convolutions before the fusion are those of the
-    released code; the paper's equations don't have them.
+    ``fine = conv([conv(x_1), middle])``, and the three are fused; each conv has a norm and ReLU.
+    The norm after the product and the 3 x 3 convolutions before the fusion come from the released
+    code; the paper's equations do not have them.
     """
 
     def __init__(self, clip: CLIP, *, grid: int, dim: int):
@@ -128,7 +128,6 @@ class PyramidNeck(FusingNeck):
         self._add_fusion(3, grid=grid, dim=dim)
 
     def forward(self, maps: tuple[Tensor, ...], sentence: Tensor) -> Tensor:
-        """Three maps and the sentence ``(B, E)`` -> ``(B, dim, H, W)``."""
         fine, middle, top = (level(x) for level, x in zip(self.levels, maps, strict=True))
         top = self.gate_norm(top * self.project(sentence)[:, :, None, None])  # (B, 2 dim, h, w)
         middle = self.join_middle(torch.cat([middle, self.enlarge(top)], dim=1))  # (B, dim, H, W)
@@ -142,8 +141,8 @@ class PyramidNeck(FusingNeck):
 class PlainNeck(nn.Module):
     """No hierarchical alignment (ETRIS, table 6): ``relu(norm(zoom(x)))`` of the last map alone.
 
-    The paper does not say what it puts in the place of the alignment.  Here that is the least that
-    the transformer can read: earlier maps, sentence and coordinates are left out.
+    The paper does not say what replaces the alignment. Here it is the least that the transformer
+    can read: no earlier map, no sentence, no coordinates.
     """
 
     def __init__(self, clip: CLIP, *, dim: int):
@@ -153,23 +152,26 @@ class PlainNeck(nn.Module):
         self.level = norm_relu(zoom(visual.embed_dim, dim, ratio), dim)
 
     def forward(self, maps: tuple[Tensor, ...], sentence: Tensor) -> Tensor:
-        """Three maps and the sentence ``(B, E)`` -> ``(B, dim, H, W)``."""
         return self.level(maps[-1])
 
 
 def norm_relu(convolution: nn.Module, channels: int) -> nn.Sequential:
+    """Make a convolution followed by batch norm and ReLU."""
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
 
 
 def rescale(ratio: float) -> nn.Module:
-    """What makes a grid ``ratio`` times as fine without weights: bilinear, the mean, or nothing."""
+    """Make the layer without weights that makes a grid ``ratio`` times as fine.
+
+    Above 1: bilinear interpolation; below: the mean; 1: the identity.
+    """
     if ratio > 1:
         return nn.Upsample(scale_factor=ratio, mode="bilinear", align_corners=False)
     return nn.AvgPool2d(round(1 / ratio)) if ratio < 1 else nn.Identity()
 
 
 def coordinates(grid: int) -> Tensor:
-    """x and y of every cell from -1 to 1: ``(1, 2, grid, grid)``."""
+    """Make x and y of every cell, from -1 to 1: ``(1, 2, grid, grid)``."""
     line = torch.linspace(-1, 1, grid)
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x, y])[None]

@@ -1,11 +1,11 @@
-"""What trains beside the towers: one file per network."""
+"""Networks that train beside the towers: one file per network, and their registry."""
 
 from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from model.backbones.blocks import Features
+from model.backbones.state import Features
 
 from .gst import GlobalShortcut
 
@@ -13,19 +13,19 @@ SIDES: dict[str, Callable[..., nn.Module]] = {"gst": GlobalShortcut}
 
 
 class Side(Protocol):
-    """An ``nn.Module`` built as ``Name(clip, grid, out_width, *, options)`` that has these two.
+    """An ``nn.Module`` built as ``Name(clip, grid, out_width, *, options)``, with these members.
 
     Attributes:
-        taps: the steps after which it reads the image map, ascending; -1 is before the first one.
+        tap_steps: the steps after which it reads the image map, ascending; -1: before the first.
     """
 
-    taps: tuple[int, ...]
+    tap_steps: tuple[int, ...]
 
     def __call__(self, features: Features, ids: Tensor) -> Tensor:
-        """``features.trail`` has the maps at ``taps`` -> ``(B, out_width, grid, grid)``.
+        """Return what is added to the decoder's query: ``(B, out_width, grid, grid)``.
 
-        What comes back is added to the decoder's query.
+        ``features.tap_maps`` are the image maps at ``tap_steps``.
         """
 
     def fit(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Its own state from a model for images of another size, made to fit this one's."""
+        """Make its own state, from a model for images of another size, fit this one."""

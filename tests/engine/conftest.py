@@ -92,12 +92,14 @@ class FakeSegmenter(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Conv2d(8, 1, 3, padding=1)
 
-    def encode_image(self, image: Tensor) -> Tensor:
+    def begin(self, image: Tensor) -> Tensor:
         return self.frozen(image.float() / 255)
 
-    def forward(self, image: Tensor | list[Tensor], ids: Tensor) -> Tensor:
-        x = self.encode_image(image) if isinstance(image, Tensor) else torch.cat(image)
-        x = x + self.words(ids).mean(dim=1)[:, :, None, None]
+    def forward(self, image: Tensor, ids: Tensor) -> Tensor:
+        return self.finish([self.begin(image)], ids)
+
+    def finish(self, states: list[Tensor], ids: Tensor) -> Tensor:
+        x = torch.cat(states) + self.words(ids).mean(dim=1)[:, :, None, None]
         return self.head(self.dropout(self.norm(x)).relu())
 
     def hyperparameters(self) -> dict[str, dict[str, Any]]:

@@ -75,7 +75,7 @@ def test_everything_needs_no_file_of_clip_weights(
 def test_a_random_backbone_is_kept_whole_unasked(tiny_config: Make, tmp_path: Path) -> None:
     """Nothing could name it, so what trained on it would be lost."""
     config = tiny_config("vit")
-    segmenter = build_segmenter(config.model, image_size=64, max_words=9)
+    segmenter = build_segmenter(config.model, image_size=64, max_tokens=9)
     segmenter.backbone["sha256"] = None
     save_checkpoint(tmp_path / "x.safetensors", segmenter, config)
     assert read_checkpoint(tmp_path / "x.safetensors").metadata["holds"] == "everything"
@@ -85,7 +85,7 @@ def test_positions_of_longer_sentences_stay(tiny_config: Make, batch: Any, tmp_p
     """A model trained on 22 tokens reads 9 as before, whatever data set it is tested on."""
     longer = {"data": {"dataset": ["refcoco", "refcocog_u"], "max_words": None}}
     config = tiny_config("vit", {"train_positions": True}, **longer)
-    segmenter = build_segmenter(config.model, image_size=64, max_words=22)
+    segmenter = build_segmenter(config.model, image_size=64, max_tokens=22)
     path = tmp_path / "best.safetensors"
     save_checkpoint(path, segmenter, config)
     chosen = choose_config(read_checkpoint(path), None, ["data.dataset=refcoco"])
@@ -103,7 +103,7 @@ def test_heads_that_no_shape_shows_are_compared(
 ) -> None:
     """Also where the configuration leaves them at a default that is another one today."""
     config = tiny_config("vit", {"bridges": [{"name": "bridger", "dim": 16}]})
-    segmenter = build_segmenter(config.model, image_size=64, max_words=9)
+    segmenter = build_segmenter(config.model, image_size=64, max_tokens=9)
     path = tmp_path / "best.safetensors"
     save_checkpoint(path, segmenter, config)
     stored = read_checkpoint(path).metadata["hyperparameters"]
@@ -119,7 +119,7 @@ def test_a_rate_of_a_module_is_no_architecture(tiny_config: Make, tmp_path: Path
     bridger = {"name": "bridger", "dim": 16, "heads": 4}
     config = tiny_config("vit", {"bridges": [bridger]})
     path = tmp_path / "best.safetensors"
-    save_checkpoint(path, build_segmenter(config.model, image_size=64, max_words=9), config)
+    save_checkpoint(path, build_segmenter(config.model, image_size=64, max_tokens=9), config)
     load_segmenter(
         read_checkpoint(path), tiny_config("vit", {"bridges": [bridger | {"lr_scale": 10}]})
     )

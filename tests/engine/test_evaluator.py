@@ -28,10 +28,10 @@ class Oracle(nn.Module):
         super().__init__()
         self.known = [(item["image"], item["mask"]) for item in map(dataset.__getitem__, range(9))]
 
-    def encode_image(self, image: Tensor) -> Tensor:
+    def begin(self, image: Tensor) -> Tensor:
         return next(mask for known, mask in self.known if torch.equal(known, image[0]))
 
-    def forward(self, masks: list[Tensor], ids: Tensor) -> Tensor:
+    def finish(self, masks: list[Tensor], ids: Tensor) -> Tensor:
         return 20.0 * torch.stack(masks)[:, None] - 10
 
 
@@ -74,8 +74,8 @@ def test_the_truth_scores_nearly_all(fake_set: Any) -> None:
 
 def test_counts_are_those_of_masks_at_the_original_size(fake_set: Any, fake_segmenter: Any) -> None:
     class Nothing(fake_segmenter):
-        def forward(self, image: list[Tensor], ids: Tensor) -> Tensor:
-            return torch.full((len(image), 1, 4, 4), -9.0)
+        def finish(self, states: list[Tensor], ids: Tensor) -> Tensor:
+            return torch.full((len(states), 1, 4, 4), -9.0)
 
     dataset = fake_set(5)
     for record in score(Nothing(), dataset).records:
@@ -116,10 +116,10 @@ def test_an_image_is_read_and_seen_once(
 ) -> None:
     segmenter, dataset = fake_segmenter(), shared_set(27)
     read, decoded, seen = [], [], []
-    load, decode, encode = dataset.image, dataset.truth, segmenter.encode_image
+    load, decode, encode = dataset.image, dataset.truth, segmenter.begin
     monkeypatch.setattr(dataset, "image", lambda index: read.append(index) or load(index))
     monkeypatch.setattr(dataset, "truth", lambda index: decoded.append(index) or decode(index))
-    monkeypatch.setattr(segmenter, "encode_image", lambda x: seen.append(len(x)) or encode(x))
+    monkeypatch.setattr(segmenter, "begin", lambda x: seen.append(len(x)) or encode(x))
     score(segmenter, dataset)
     assert read == [0, 2, 4, 6, 8]
     assert sorted(decoded) == list(range(0, 27, 2))
@@ -205,9 +205,9 @@ def test_several_protocols_share_one_pass(fake_set: Any, fake_segmenter: Any) ->
     calls = []
 
     class Counting(fake_segmenter):
-        def forward(self, image: Any, ids: Tensor) -> Any:
+        def finish(self, states: Any, ids: Tensor) -> Any:
             calls.append(len(ids))
-            return super().forward(image, ids)
+            return super().finish(states, ids)
 
     torch.manual_seed(0)
     dataset, segmenter = fake_set(9), Counting()

@@ -93,7 +93,7 @@ def test_bf16_changes_fifty_losses_less_than_another_draw_of_dropout(
     losses = []
     for number_format, seed in (("fp32", 0), ("fp32", 1), ("bf16", 0)):
         torch.manual_seed(0)
-        segmenter = build_segmenter(config.model, image_size=size, max_words=17).train()
+        segmenter = build_segmenter(config.model, image_size=size, max_tokens=17).train()
         store_frozen(segmenter, number_format)
         groups = segmenter.parameter_groups(lr=3e-4, encoder_lr_scale=1.0)
         adam = GuardedAdam(groups, weight_decay=0.0)

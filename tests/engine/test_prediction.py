@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from engine.prediction import Predictor, count_bytes, load
-from model.backbones import sha256_of
 from utils.config import Config
+from utils.files import sha256_of
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 
@@ -53,8 +53,8 @@ def test_a_picture_is_encoded_once_for_all_its_sentences(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter, encoded = predictor.segmenter, []
-    encode = segmenter.encode_image
-    monkeypatch.setattr(segmenter, "encode_image", lambda x: encoded.append(len(x)) or encode(x))
+    encode = segmenter.begin
+    monkeypatch.setattr(segmenter, "begin", lambda x: encoded.append(len(x)) or encode(x))
     logits = list(predictor.each(IMAGE, ["a star"] * 9))
     assert len(logits) == 9 and logits[0].shape == IMAGE.shape[:2] and encoded == [1]
 

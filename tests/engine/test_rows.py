@@ -32,7 +32,7 @@ def test_two_steps(path: Path) -> None:
     config = on_demo_weights(path)
     size, train = config.data.image_size, config.train
     torch.manual_seed(0)
-    segmenter = build_segmenter(config.model, image_size=size, max_words=17).train()
+    segmenter = build_segmenter(config.model, image_size=size, max_tokens=17).train()
     before = {key: value.clone() for key, value in segmenter.state_dict().items()}
     rates = {"encoder_lr_scale": train.encoder_lr_scale, "backbone_lr_scale": 0.1}
     adam = GuardedAdam(segmenter.parameter_groups(lr=1e-3, **rates), weight_decay=0.0)

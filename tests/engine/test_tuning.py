@@ -41,7 +41,7 @@ def test_a_checkpoint_holds_the_clip_that_trained(
     weights.write_bytes(clip_file("vit").read_bytes())
     backbone = {"name": None, "weights": str(weights), "tuning": tuning}
     config = tiny_config("vit", {"backbone": backbone})
-    segmenter = build_segmenter(config.model, image_size=64, max_words=9)
+    segmenter = build_segmenter(config.model, image_size=64, max_tokens=9)
     if tuning == "full":
         torch.nn.init.normal_(segmenter.encoder.clip.text.positions)
     path, (image, ids, _) = tmp_path / "best.safetensors", batch
@@ -85,7 +85,7 @@ def test_a_compiled_update_is_the_same_update(
     rows = []
     for compiles in (False, True):
         torch.manual_seed(0)
-        segmenter = build_segmenter(tiny_config("vit").model, image_size=64, max_words=9).train()
+        segmenter = build_segmenter(tiny_config("vit").model, image_size=64, max_tokens=9).train()
         groups = segmenter.parameter_groups(lr=1e-3, encoder_lr_scale=1.0)
         adam = GuardedAdam(groups, weight_decay=0.0)
         update = Update(segmenter, adam, processes=ALONE, precision="fp32", compiles=compiles)
@@ -99,7 +99,7 @@ def test_a_compiled_update_is_the_same_update(
 def test_frozen_weights_in_bf16_change_no_bit_and_stay(
     kind: str, tiny_config: Callable, batch: tuple
 ) -> None:
-    segmenter = build_segmenter(tiny_config(kind).model, image_size=64, max_words=9).eval()
+    segmenter = build_segmenter(tiny_config(kind).model, image_size=64, max_tokens=9).eval()
     outcomes = []
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):

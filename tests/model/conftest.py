@@ -41,7 +41,7 @@ def make_model(
         return build_segmenter(
             make_config(name, options).model,
             image_size=IMAGE_SIZE,
-            max_words=MAX_WORDS,
+            max_tokens=MAX_WORDS,
             load_weights=False,
         )
 

@@ -41,10 +41,3 @@ def test_two_adapters_compose_or_are_refused(kind: str, make_model: Callable) ->
             continue
         with pytest.raises(ValueError, match=REFUSED[kind][pair]):
             make_model(kind, model)
-
-
-def test_the_place_is_named_in_every_kind_of_tower(make_model: Callable) -> None:
-    adapters = [{"name": "lora"}, {"name": "lora"}]
-    message = "lora and lora both .* 'q_proj' in the same RotaryAttention; drop one of the two"
-    with pytest.raises(ValueError, match=message):
-        make_model("tiny-eva", {"bridges": [], "adapters": adapters})

@@ -2,12 +2,13 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from model.backbones.blocks import sine, sine_grid
-from model.decoder import coordinates
+from model.decoder import Decoder, coordinates
 from model.decoder.decoder import Projector
 from model.loss import make_target, text_to_pixel_loss
 
@@ -62,3 +63,26 @@ def test_the_released_target_is_the_grey_of_the_nearest_pixel():
     s = torch.sigmoid(logits)
     wanted = -(target * s.log() + (1 - target) * (1 - s).log()).mean()
     torch.testing.assert_close(text_to_pixel_loss(logits, mask, target="nearest"), wanted)
+
+
+@pytest.mark.parametrize("options", [{}, {"neck": "fpn"}, {"neck": "plain"}, {"layers": 0}])
+def test_what_a_decoder_reads(kind, tiny_segmenter, batch, options) -> None:
+    """The plain neck reads the last map only, and without a transformer no word is read."""
+    decoder = {"dim": 32, "layers": 1, "heads": 4, "feedforward": 32}
+    segmenter = tiny_segmenter(kind, {"bridges": [], "decoder": decoder | options}).eval()
+    image, ids, _ = batch
+    with torch.no_grad():
+        features = segmenter.encoder(image.float(), ids)
+        logits = segmenter.decoder(features, ids)
+        first, *rest = features.maps
+        other_map = features._replace(maps=(torch.randn_like(first), *rest))
+        other_words = features._replace(word_features=torch.randn_like(features.word_features))
+        reads_maps = not segmenter.decoder(other_map, ids).equal(logits)
+        reads_words = not segmenter.decoder(other_words, ids).equal(logits)
+    assert reads_maps == (options.get("neck") != "plain")
+    assert reads_words == (options.get("layers") != 0)
+
+
+def test_an_unknown_neck_is_named(tiny_segmenter) -> None:
+    with pytest.raises(ValueError, match="no neck 'pyramid'"):
+        Decoder(tiny_segmenter("vit").encoder.clip, grid=4, max_tokens=9, neck="pyramid")

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from model.backbones.blocks import STEPS
+from model.backbones.state import STEPS
 from model.segmenter import Segmenter
 
 BRIDGER = {"name": "bridger", "dim": 16, "heads": 4}
@@ -40,14 +40,14 @@ def test_an_image_that_was_seen_before_gives_the_same_logits(
 ) -> None:
     segmenter, step = case
     image, ids, _ = batch
-    seen = [segmenter.encode_image(one[None]) for one in image]
+    seen = [segmenter.begin(one[None]) for one in image]
     assert [one.step for one in seen] == [step, step]
     for i in range(2):
         for j in range(2):
             plain = segmenter(image[i : i + 1], ids[j : j + 1])
-            assert torch.equal(segmenter([seen[i]], ids[j : j + 1]), plain)
+            assert torch.equal(segmenter.finish([seen[i]], ids[j : j + 1]), plain)
     rows = [0, 1, 1, 0, 1]
-    shared = segmenter([seen[row] for row in rows], ids[[0, 0, 1, 1, 1]])
+    shared = segmenter.finish([seen[row] for row in rows], ids[[0, 0, 1, 1, 1]])
     torch.testing.assert_close(shared, segmenter(image[rows], ids[[0, 0, 1, 1, 1]]))
 
 
@@ -62,60 +62,45 @@ def test_nothing_of_the_image_tower_runs_twice(
     visual, steps = segmenter.encoder.clip.visual, []
     run = visual.run
     monkeypatch.setattr(visual, "run", lambda step, hidden: steps.append(step) or run(step, hidden))
-    seen = segmenter.encode_image(image[:1])
+    seen = segmenter.begin(image[:1])
     assert steps == list(range(min(step + 1, STEPS)))
-    segmenter([seen, seen], ids)
+    segmenter.finish([seen, seen], ids)
     assert steps == list(range(STEPS))
 
 
-@pytest.mark.parametrize("name", ["vit bridger", "resnet bridger", "intertwine"])
-def test_towers_that_are_recomputed_keep_less_and_learn_the_same(
-    name: str, tiny_segmenter: Callable, batch: tuple[torch.Tensor, ...]
+CHECKPOINTED = {
+    **{name: MODELS[name][:2] for name in ("vit bridger", "resnet bridger", "intertwine")},
+    "batch norm": ("resnet", {"backbone_norm": "batch", "train_positions": True}),
+    "full tuning": ("resnet", {"bridges": []}),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_checkpointed_activations_take_less_room_and_change_nothing(
+    name: str, tiny_segmenter: Callable, clip_file: Callable, batch: tuple[torch.Tensor, ...]
 ) -> None:
-    kind, model, _ = MODELS[name]
-    outcomes, kept = [], []
-    for recomputes in (False, True):
+    """Neither logits nor gradients nor the statistics of batch norms, which move once."""
+    kind, model = CHECKPOINTED[name]
+    if name == "full tuning":
+        weights = str(clip_file(kind))
+        model = model | {"backbone": {"name": None, "weights": weights, "tuning": "full"}}
+    outcomes, stored = [], []
+    for checkpoints in (False, True):
         segmenter = tiny_segmenter(kind, model).train()
-        segmenter.encoder.recomputes = recomputes
+        segmenter.encoder.checkpoint_activations = checkpoints
         torch.manual_seed(1)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(partial(note, sizes), lambda kept: kept):
             logits = segmenter(*batch[:2])
         logits.mean().backward()
-        trains = {n: p.grad for n, p in segmenter.named_parameters() if p.requires_grad}
-        outcomes.append((logits, trains))
-        kept.append(sum(sizes))
-    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
-    assert kept[1] < 0.8 * kept[0]
-
-
-FULL = {"bridges": [], "decoder": {"dim": 32, "heads": 4, "layers": 1}}
-
-
-@pytest.mark.parametrize("backbone_norm", ["batch", "full tuning"])
-def test_statistics_move_once_where_towers_are_recomputed(
-    backbone_norm: str,
-    tiny_segmenter: Callable,
-    clip_file: Callable,
-    batch: tuple[torch.Tensor, ...],
-) -> None:
-    model = FULL | {"backbone_norm": "batch", "train_positions": True}
-    if backbone_norm == "full tuning":
-        weights = str(clip_file("resnet"))
-        model = FULL | {"backbone": {"name": None, "weights": weights, "tuning": "full"}}
-    outcomes = []
-    for recomputes in (False, True):
-        segmenter = tiny_segmenter("resnet", model).train()
-        segmenter.encoder.recomputes = recomputes
-        before = segmenter.encoder.clip.visual.layer2[0].bn1.running_mean.clone()
-        torch.manual_seed(1)
-        segmenter(*batch[:2]).mean().backward()
-        norm = segmenter.encoder.clip.visual.layer2[0].bn1
-        assert norm.num_batches_tracked == 1 and norm.momentum == 0.1
-        assert not norm.running_mean.equal(before)
         gradients = {n: p.grad for n, p in segmenter.named_parameters() if p.grad is not None}
-        outcomes.append((dict(segmenter.named_buffers()), gradients))
+        outcomes.append((logits, gradients, dict(segmenter.named_buffers())))
+        stored.append(sum(sizes))
+        for module in segmenter.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                assert module.num_batches_tracked == 1 and module.momentum == 0.1
     torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+    assert stored[1] < 0.8 * stored[0]
 
 
 def note(sizes: list[int], kept: torch.Tensor) -> torch.Tensor:
@@ -129,5 +114,5 @@ def test_nothing_is_kept_of_what_comes_before_the_first_bridge(
     segmenter, _ = case
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(partial(note, sizes), lambda kept: kept):
-        seen = segmenter.train().encode_image(batch[0])
-    assert not sizes and not seen.hidden.x.requires_grad
+        seen = segmenter.train().begin(batch[0])
+    assert not sizes and not seen.tower.x.requires_grad

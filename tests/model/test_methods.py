@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.precision import store_for_inference, store_frozen
 from model import Segmenter
 from model.adapters import ADAPTERS
-from model.backbones.blocks import Features
+from model.backbones.state import Features
 from model.bridges import BRIDGES
 from model.loss import text_to_pixel_loss
 from model.side import SIDES
@@ -27,14 +27,21 @@ ADAPTER, COMPACTER, CONV, LORA, SNF = (
 )
 ADAPTER_IN_IMAGE, SNF_IN_TEXT = ADAPTER | {"towers": "image"}, SNF | {"towers": "text"}
 BRIDGER = {"name": "bridger", "dim": 16, "heads": 4}
+DECODER = {"dim": 32, "layers": 1, "heads": 4, "feedforward": 32, "dropout": 0.0}
 COOP = {"name": "coop", "tokens": 3}
 INTERTWINE = {"name": "intertwine", "dim": 8}
 GST = {"name": "gst", "dim": 12, "modules": 4, "queries": 3, "heads": 3}
 VITS = ("tiny-vit", "tiny-eva")
 ALL = ("tiny-resnet", *VITS)
+TWO = ALL[:2]
 
 # What is attached, and the kinds of image tower on which it is tried.
 METHODS: dict[str, tuple[dict, tuple[str, ...]]] = {
+    "frozen": ({}, ALL),
+    "frozen, no hierarchical alignment": ({"decoder": DECODER | {"neck": "plain"}}, TWO),
+    "full": ({"tuning": "full", "decoder": DECODER}, TWO),
+    "cris": ({"tuning": "full", "decoder": DECODER | {"neck": "fpn"}}, TWO),
+    "full, no global alignment": ({"tuning": "full", "decoder": DECODER | {"layers": 0}}, TWO),
     "adapter": ({"adapters": [ADAPTER]}, ALL),
     "adapter as in etris": ({"adapters": [ADAPTER | {"halves": "mlp", "first_block": 3}]}, ALL),
     "compacter": ({"adapters": [COMPACTER]}, ALL),
@@ -43,9 +50,10 @@ METHODS: dict[str, tuple[dict, tuple[str, ...]]] = {
     "snf": ({"adapters": [SNF]}, VITS),
     "snf in text": ({"adapters": [SNF_IN_TEXT]}, ("tiny-resnet",)),
     "bridger": ({"bridges": [BRIDGER]}, ALL),
-    "bridger, interpolate": ({"bridges": [BRIDGER | {"zoom": "interpolate"}]}, ALL[:2]),
-    "bridger, linear": ({"bridges": [BRIDGER | {"zoom": "linear"}]}, ALL[:2]),
-    "bridger, mlp": ({"bridges": [BRIDGER | {"zoom": "mlp"}]}, ALL[:2]),
+    "bridger, interpolate": ({"bridges": [BRIDGER | {"zoom": "interpolate"}]}, TWO),
+    "bridger, linear": ({"bridges": [BRIDGER | {"zoom": "linear"}]}, TWO),
+    "bridger, mlp": ({"bridges": [BRIDGER | {"zoom": "mlp"}]}, TWO),
+    "bridger, first and last stage": ({"bridges": [BRIDGER | {"stages": [0, 2]}]}, TWO),
     "coop": ({"bridges": [COOP]}, ALL),
     "gst": ({"side": GST}, VITS),
     "image reads": ({"bridges": [INTERTWINE | {"directions": "image"}]}, VITS),
@@ -61,39 +69,39 @@ METHODS: dict[str, tuple[dict, tuple[str, ...]]] = {
     "all in a resnet": (
         {
             "adapters": [ADAPTER_IN_IMAGE, COMPACTER, CONV, LORA, SNF_IN_TEXT],
-            "bridges": [COOP, BRIDGER],
+            "bridges": [COOP, BRIDGER | {"zoom": "mlp"}],
+            "decoder": DECODER | {"neck": "fpn"},
         },
         ("tiny-resnet",),
     ),
     "all in a vit": (
-        {"adapters": [COMPACTER, LORA, SNF], "bridges": [BRIDGER, INTERTWINE, COOP], "side": GST},
-        VITS,
-    ),
-    "all others in a vit": (
         {
-            "adapters": [LORA, CONV, ADAPTER],
-            "bridges": [INTERTWINE | {"refresh": "once"}, BRIDGER | {"zoom": "linear"}],
+            "adapters": [ADAPTER_IN_IMAGE, COMPACTER | {"towers": "text"}, CONV, LORA, SNF_IN_TEXT],
+            "bridges": [BRIDGER, INTERTWINE, COOP],
+            "side": GST,
         },
         VITS,
     ),
 }
+FROZEN: dict = {"bridges": []}
 CASES = [(name, kind) for name, (_, kinds) in METHODS.items() for kind in kinds]
 START_NEAR = ("adapter", "adapter as in etris", "compacter", "conv_adapter", "snf", "snf in text")
 # Every method, as many at a time as there is room for: for the laws that take seconds.
-TOGETHER = [
-    ("all in a resnet", "tiny-resnet"),
-    ("all in a vit", "tiny-vit"),
-    ("all others in a vit", "tiny-eva"),
-]
+TOGETHER = [("all in a resnet", "tiny-resnet"), ("all in a vit", "tiny-eva")]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}, {case[1]}")
 def make(request: pytest.FixtureRequest, make_model: Callable) -> Callable[..., Segmenter]:
     """``make()``: the method on its tower; ``make(None)``: the same tower with nothing attached."""
     method, kind = request.param
-    return lambda name=method: make_model(
-        kind, {"bridges": []} | (METHODS[name][0] if name else {})
-    )
+    return lambda name=method: make_model(kind, options_of(name, kind) if name else FROZEN)
+
+
+def options_of(method: str, kind: str) -> dict:
+    """The section ``model`` of a method, on a random CLIP of that kind."""
+    options = dict(METHODS[method][0])
+    backbone = {"name": kind, "weights": None, "tuning": options.pop("tuning", "frozen")}
+    return FROZEN | {"backbone": backbone} | options
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +155,14 @@ def test_every_method_is_here() -> None:
 def test_only_adds_state(make: Callable) -> None:
     plain, segmenter = make(None).state_dict(), make()
     state = segmenter.state_dict()
-    assert plain.keys() < state.keys()
-    clip = {key for key in plain if key.startswith("encoder.clip.")}
+    assert {key for key in plain if key.startswith("encoder.clip.")} <= state.keys()
+    clip = {key for key in state if key in plain and key.startswith("encoder.clip.")}
     assert all(torch.equal(plain[key], state[key]) for key in clip)
-    assert segmenter.trainable_state().keys().isdisjoint(clip)
-    assert {f"encoder.clip.{name}" for name in segmenter.encoder.clip.frozen} == clip
+    if segmenter.encoder.clip.tuned:
+        assert segmenter.trainable_state().keys() == state.keys()
+    else:
+        assert segmenter.trainable_state().keys() == state.keys() - clip
+        assert {f"encoder.clip.{name}" for name in segmenter.encoder.clip.frozen} == clip
     # a plain CLIP still loads into the adapted one
     loaded = segmenter.load_state_dict({key: plain[key] for key in clip}, strict=False)
     assert loaded.unexpected_keys == []
@@ -164,7 +175,10 @@ def test_steps_change_what_trains_alone(make: Callable, batch: tuple, process_gr
     before = {key: value.clone() for key, value in segmenter.state_dict().items()}
     without = step(segmenter, batch, parallel)
     changed = {k for k, value in segmenter.state_dict().items() if not value.equal(before[k])}
-    assert changed <= segmenter.trainable_state().keys()
+    trainable = segmenter.trainable_state().keys()
+    assert changed <= trainable
+    if segmenter.encoder.clip.tuned:
+        assert trainable - changed <= without
     # LoRA's A is multiplied by B, which is zero before the first step
     assert {name for name in without if not name.endswith("k_proj.bias")} == {
         name
@@ -196,6 +210,7 @@ def test_a_mask_depends_neither_on_its_batch_mates_nor_much_on_precision(
         with torch.autocast("cpu", torch.bfloat16):
             rounded = segmenter(image, ids).float()
     torch.testing.assert_close(together, alone)
+    assert together.shape == (2, 1, 16, 16)
     assert (together - rounded).norm() < 0.1 * together.norm()
 
 
@@ -220,7 +235,7 @@ def test_one_graph_with_its_gradients(
     image, ids, mask = batch
     outcomes = []
     for compiles in (False, True):
-        segmenter = make_model(kind, {"bridges": []} | METHODS[name][0]).train()
+        segmenter = make_model(kind, options_of(name, kind)).train()
         run = torch.compile(segmenter, fullgraph=True, backend="eager") if compiles else segmenter
         logits = run(image, ids)
         text_to_pixel_loss(logits, mask).backward()
@@ -232,8 +247,7 @@ def test_one_graph_with_its_gradients(
 def test_two_processes_end_with_the_same_weights(make_config: Callable, tmp_path: Path) -> None:
     """Two steps under DDP, from other weights and on other images."""
     models = {
-        ", ".join(case): make_config(case[1], {"bridges": []} | METHODS[case[0]][0]).to_dict()
-        for case in TOGETHER
+        ", ".join(case): make_config(case[1], options_of(*case)).to_dict() for case in TOGETHER
     }
     (tmp_path / "models.json").write_text(json.dumps(models))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -246,8 +260,8 @@ def test_two_processes_end_with_the_same_weights(make_config: Callable, tmp_path
 @pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case[0] in START_NEAR])
 def test_starts_near_its_clip(name: str, kind: str, make_model: Callable, batch: tuple) -> None:
     """Adapters are drawn close to zero, and the norms that they train have not moved."""
-    before = features(make_model(kind, {"bridges": []}), batch)
-    after = features(make_model(kind, {"bridges": []} | METHODS[name][0]), batch)
+    before = features(make_model(kind, FROZEN), batch)
+    after = features(make_model(kind, options_of(name, kind)), batch)
     pairs = list(zip([*before.maps, *before[1:4]], [*after.maps, *after[1:4]], strict=True))
     assert all((x - y).norm() < 0.05 * x.norm() for x, y in pairs)
     assert not all(torch.equal(x, y) for x, y in pairs)
@@ -257,7 +271,9 @@ def test_starts_near_its_clip(name: str, kind: str, make_model: Callable, batch:
 def test_lora_starts_as_its_clip(kind: str, make_model: Callable, batch: tuple) -> None:
     """``B`` is zero (Hu et al., section 4.1)."""
     before, after = (
-        features(make_model(kind, {"bridges": [], "adapters": adapters}), batch)
+        features(make_model(kind, FROZEN | {"adapters": adapters}), batch)
         for adapters in ([], [LORA])
     )
-    assert torch.equal(before.joint, after.joint) and torch.equal(before.words, after.words)
+    assert torch.equal(before.joint_map, after.joint_map) and torch.equal(
+        before.word_features, after.word_features
+    )

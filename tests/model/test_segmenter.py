@@ -1,6 +1,4 @@
-"""Laws of the whole model: what is frozen stays, what trains gets a gradient, states go round."""
-
-from collections.abc import Callable
+"""The whole model: its optimizer groups, released behaviours, and loading of states."""
 
 import pytest
 import torch
@@ -10,100 +8,28 @@ from model.backbones.blocks import resize_positions
 from model.loss import text_to_pixel_loss
 
 BRIDGER = {"name": "bridger", "dim": 16, "heads": 4}
-VARIANTS = {
-    "bridger": {},
-    "frozen": {"bridges": []},
-    "one stage": {"bridges": [BRIDGER | {"stages": [1]}]},
-    "two stages": {"bridges": [BRIDGER | {"stages": [0, 2]}]},
-}
+GST = {"name": "gst", "dim": 12, "modules": 2, "queries": 3, "heads": 3}
+SNF = {"name": "snf", "length": 2}
+RATES = {"lr": 0.1, "encoder_lr_scale": 2.0, "backbone_lr_scale": 0.5}
 
 
-@pytest.fixture(params=list(VARIANTS))
-def segmenter(request: pytest.FixtureRequest, kind: str, tiny_segmenter: Callable):
-    return tiny_segmenter(kind, VARIANTS[request.param]).train()
-
-
-def step(segmenter, batch) -> None:
-    image, ids, mask = batch
-    logits = segmenter(image, ids)
-    text_to_pixel_loss(logits, mask).backward()
-    groups = segmenter.parameter_groups(lr=0.1, encoder_lr_scale=2.0)
-    torch.optim.SGD(groups).step()
-
-
-def test_logits_are_four_times_as_fine_as_the_middle_map(segmenter, batch):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("vit", {"bridges": []}),
+        ("resnet", {"bridges": []}),
+        (
+            "joint",
+            {"adapters": [SNF], "bridges": [{"name": "intertwine", "dim": 8}], "side": GST},
+        ),
+    ],
+)
+def test_longer_padding_changes_no_mask(tiny_segmenter, batch, kind, options):
+    """A Bridger attends to padding; nothing else does."""
     image, ids, _ = batch
-    logits = segmenter(image, ids)
-    assert logits.shape == (2, 1, 16, 16)
-
-
-def test_frozen_tensors_stay_bit_identical(segmenter, batch):
-    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
-    trainable = segmenter.trainable_state().keys()
-    step(segmenter, batch)
-    after = segmenter.state_dict()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert changed <= trainable
-    assert {f"encoder.clip.{key}" for key in segmenter.encoder.clip.frozen}.isdisjoint(changed)
-    assert changed & {key for key in trainable if key.startswith("decoder.")}
-
-
-def test_every_trainable_tensor_gets_a_gradient(segmenter, batch):
-    step(segmenter, batch)
-    without = [
-        name
-        for name, parameter in segmenter.named_parameters()
-        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
-    ]
-    # a key's bias adds the same to every score of a query, which a softmax doesn't see
-    assert [name for name in without if not name.endswith("k_proj.bias")] == []
-
-
-def test_groups_hold_all_that_trains_once(segmenter):
-    groups = segmenter.parameter_groups(lr=0.1, encoder_lr_scale=2.0)
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    trains = [id(p) for p in segmenter.parameters() if p.requires_grad]
-    assert sorted(grouped) == sorted(trains)
-    rates = {group["name"]: group["lr"] for group in groups}
-    assert rates["decoder"] == 0.1
-    assert rates.get("encoder", 0.2) == 0.2
-
-
-def test_trainable_state_goes_round(segmenter, batch, kind, tiny_config):
-    step(segmenter, batch)
-    image, ids, _ = batch
-    torch.manual_seed(5)
-    model = tiny_config(kind).model.model_copy(
-        update={"bridges": [dict(BRIDGER, stages=list_stages(segmenter))]}
-    )
-    if not segmenter.encoder.bridges:
-        model = model.model_copy(update={"bridges": []})
-    other = build_segmenter(model, image_size=64, max_words=9)
-    other.load_trainable_state(segmenter.trainable_state())
-    segmenter.eval(), other.eval()
-    with torch.no_grad():
-        assert torch.equal(segmenter(image, ids), other(image, ids))
-
-
-def list_stages(segmenter) -> list[int]:
-    ends = {3: 0, 7: 1, 11: 2}
-    bridges = segmenter.encoder.bridges
-    return [ends[step] for step in bridges[0].positions] if len(bridges) else [0]
-
-
-def test_a_mask_does_not_depend_on_its_batch_mates(segmenter, batch):
-    image, ids, _ = batch
-    segmenter.eval()
-    with torch.no_grad():
-        together = segmenter(image, ids)
-        alone = torch.cat([segmenter(image[i : i + 1], ids[i : i + 1]) for i in range(2)])
-    torch.testing.assert_close(together, alone)
-
-
-def test_padding_words_do_not_matter_to_the_decoder(kind, tiny_segmenter, batch):
-    """Logits stay when the padding behind the end token is cut off (a Bridger attends to it)."""
-    image, ids, _ = batch
-    segmenter = tiny_segmenter(kind, {"bridges": []}).eval()
+    segmenter = tiny_segmenter(kind, options).eval()
+    if segmenter.side is not None:
+        torch.nn.init.normal_(segmenter.side.image_out.weight, std=0.1)
     with torch.no_grad():
         torch.testing.assert_close(
             segmenter(image, ids[:, :7]), segmenter(image, ids), rtol=1e-4, atol=1e-5
@@ -125,7 +51,8 @@ def test_released_behaviours_train_positions_and_move_statistics(tiny_segmenter,
     assert "encoder.clip.visual.layer3.0.bn1.running_mean" in trainable
     assert "encoder.clip.visual.layer3.0.bn1.weight" not in trainable
     before = {key: value.clone() for key, value in segmenter.state_dict().items()}
-    step(segmenter, batch)
+    text_to_pixel_loss(segmenter(*batch[:2]), batch[2]).backward()
+    torch.optim.SGD(segmenter.parameter_groups(**RATES)).step()
     after = segmenter.state_dict()
     for key in ("visual.positions", "text.positions", "visual.layer1.0.bn2.running_var"):
         assert not torch.equal(before[f"encoder.clip.{key}"], after[f"encoder.clip.{key}"])
@@ -149,40 +76,17 @@ def test_other_weights_are_refused_by_name(tiny_segmenter, change):
         segmenter.load_trainable_state(state)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"bridges": [{"name": "bridge"}]}, r"model\.bridges\.0: no 'bridge'; known: bridger"),
-        ({"bridges": [BRIDGER | {"dims": 8}]}, r"bridger has no option 'dims'; did you mean 'dim'"),
-        ({"bridges": [BRIDGER | {"stages": [2, 1]}]}, "stages .* ascending"),
-        ({"bridges": [BRIDGER | {"stages": [3]}]}, "stages"),
-        ({"bridges": [BRIDGER | {"heads": 5}]}, "dim 16 cannot be split into 5 heads"),
-        ({"bridges": [BRIDGER | {"dim": "wide"}]}, r"model\.bridges\.0: bridger cannot be built"),
-        ({"adapters": [{"name": "bitfit"}]}, r"model\.adapters\.0: no 'bitfit'"),
-        ({"backbone": {"name": None, "weights": None}}, "weights is not set"),
-        ({"backbone": {"name": "RN50", "weights": None}}, "download_weights.py RN50"),
-    ],
-)
-def test_mistakes_are_named(tiny_segmenter, options, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_segmenter("vit", options)
-
-
 def test_sizes_without_weights(tiny_config):
     config = tiny_config("vit", {"backbone": {"name": "RN50", "weights": "nowhere.pt"}}).model
     with torch.device("meta"):
-        segmenter = build_segmenter(config, image_size=64, max_words=9, load_weights=False)
+        segmenter = build_segmenter(config, image_size=64, max_tokens=9, load_weights=False)
     assert segmenter.encoder.clip.visual.widths == (512, 1024, 2048)
     assert segmenter.backbone == {"name": "RN50", "weights": "nowhere.pt", "sha256": None}
 
 
-GST = {"name": "gst", "dim": 12, "modules": 2, "queries": 3, "heads": 3}
-
-
 def test_a_module_trains_at_a_rate_of_its_own(tiny_segmenter):
-    adapters = [{"name": "snf", "length": 2, "lr_scale": 3}, {"name": "lora", "rank": 2}]
     model = {
-        "adapters": adapters,
+        "adapters": [SNF | {"lr_scale": 3}, {"name": "lora", "rank": 2}],
         "bridges": [BRIDGER | {"lr_scale": 10}],
         "side": GST | {"lr_scale": 0.5},
     }
@@ -198,6 +102,27 @@ def test_a_module_trains_at_a_rate_of_its_own(tiny_segmenter):
         assert rate_of[id(parameter)] == pytest.approx(wanted[kind]), name
     plain = tiny_segmenter("joint", {"bridges": [BRIDGER]})
     assert len(plain.parameter_groups(lr=0.1, encoder_lr_scale=2.0)) == 2
+
+
+def test_rates_of_the_groups(kind, tiny_segmenter, clip_file, batch):
+    """A tuned CLIP trains at a rate of its own, and starts with the weights of a frozen one."""
+    backbone = {"name": None, "weights": str(clip_file(kind)), "tuning": "full"}
+    full, frozen = tiny_segmenter(kind, {"backbone": backbone}), tiny_segmenter(kind)
+    groups = {group["name"]: group for group in full.parameter_groups(**RATES)}
+    rates = {name: group["lr"] for name, group in groups.items()}
+    assert rates == pytest.approx({"backbone": 0.05, "encoder": 0.2, "decoder": 0.1})
+    parts = {
+        "backbone": full.encoder.clip,
+        "encoder": full.encoder.bridges,
+        "decoder": full.decoder,
+    }
+    for name, part in parts.items():
+        assert {*map(id, groups[name]["params"])} == {*map(id, part.parameters())}
+    groups = frozen.parameter_groups(**RATES)
+    assert [group["name"] for group in groups] == ["encoder", "decoder"]
+    with torch.no_grad():
+        a, b = (model.eval().encoder(batch[0].float(), batch[1]) for model in (full, frozen))
+    torch.testing.assert_close(a.joint_map, b.joint_map)
 
 
 @pytest.mark.parametrize("scale", [0, -1, True, "fast", float("inf")])

@@ -27,7 +27,7 @@ from utils.distributed import Processes, start_processes
 def train(config: Config, rank: int) -> str:
     torch.manual_seed(rank)  # each process starts from other weights and sees other images
     segmenter = build_segmenter(
-        config.model, image_size=IMAGE_SIZE, max_words=MAX_WORDS, load_weights=False
+        config.model, image_size=IMAGE_SIZE, max_tokens=MAX_WORDS, load_weights=False
     )
     parallel = DistributedDataParallel(segmenter.train())
     optimizer = torch.optim.SGD(segmenter.parameter_groups(lr=0.1, encoder_lr_scale=1.0))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.backbones import files as backbones
+from model import backbones
 from tools.download_weights import ELSEWHERE, WEIGHTS, file_name, main
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

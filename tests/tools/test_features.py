@@ -13,8 +13,8 @@ from engine.checkpoint import save_checkpoint
 from model import Segmenter, build_clip, build_segmenter
 from model.backbones import BACKBONES, sizes_of_name
 from model.backbones.attention import Attention, split_heads
-from model.backbones.blocks import STAGE_ENDS, STEPS, to_tokens
 from model.backbones.eva import RotaryAttention
+from model.backbones.state import STAGE_ENDS, STEPS, to_tokens
 from model.side.gst import global_prior
 from tools import features as tool
 from tools.feature_maps import (
@@ -51,7 +51,7 @@ def make(tiny_config: Callable) -> Callable[..., tuple[Segmenter, Config]]:
     def build(kind: str, model: dict | None = None) -> tuple[Segmenter, Config]:
         config = tiny_config(kind, model, **EXACT)
         torch.manual_seed(0)
-        segmenter = build_segmenter(config.model, image_size=config.data.image_size, max_words=9)
+        segmenter = build_segmenter(config.model, image_size=config.data.image_size, max_tokens=9)
         with torch.no_grad():
             for parameter in (p for p in segmenter.parameters() if p.requires_grad):
                 parameter += 0.05 * torch.randn_like(parameter)
@@ -69,7 +69,7 @@ def frozen_maps(config: Config, image: np.ndarray) -> list[torch.Tensor]:
     """The maps of the plain CLIP of ``config``, stage by stage."""
     backbone = config.model.backbone
     clip, _ = build_clip(
-        backbone.name, backbone.weights, image_size=config.data.image_size, max_words=9
+        backbone.name, backbone.weights, image_size=config.data.image_size, max_tokens=9
     )
     clip = clip.to(memory_format=torch.channels_last).eval()
     maps = []
@@ -116,8 +116,8 @@ def test_barleria_reads_words_and_weighs_cells_by_its_prior(
         features = segmenter.encoder(
             segmenter.encoder.clip.normalize(pixels_of(config, image)), ids
         )
-        words = segmenter.side.narrow(features.words)
-        cells = segmenter.side.narrow(to_tokens(features.joint))
+        words = segmenter.side.narrow(features.word_features)
+        cells = segmenter.side.narrow(to_tokens(features.joint_map))
         expected = global_prior(words, cells, ids != 0)[:, 9:]
     assert view.prior.shape == (4, 4) and view.prior.min() >= 0 and view.prior.max() <= 1 + 1e-6
     assert torch.allclose(view.prior.flatten()[None, :, None] * cells, expected, atol=1e-5)
@@ -131,7 +131,7 @@ def test_words_are_found_among_the_keys_of_the_tower(
     segmenter, config = make("vit", {"bridges": [INTERTWINE | {"refresh": refresh}]})
     blocks = [block.attention.branch for block in segmenter.encoder.clip.visual.blocks]
     keeps = []
-    with recorded(blocks, lambda _, given, __: keeps.append(given["keep"][0])):
+    with recorded(blocks, lambda _, given, __: keeps.append(given["attention_mask"][0])):
         view = view_model(segmenter, config, image, TEXT, device=CPU)
     words = slice(-9, None) if refresh == "block" else slice(1, 10)
     assert len(keeps) == STEPS
@@ -146,7 +146,7 @@ def test_weights_are_those_of_the_module(kind: str) -> None:
     x, memory = torch.randn(2, 6, 8), torch.randn(2, 3, 8)
     keep = torch.tensor([[True] * 9, [True] * 7 + [False] * 2])
     attention: Attention | RotaryAttention = Attention(8, 1)
-    arguments = {"keep": keep, "memory": memory}
+    arguments = {"attention_mask": keep, "memory": memory}
     if kind == "rotary":
         attention, angle = RotaryAttention(8, 1), torch.randn(6, 4)
         arguments |= {"cosine": angle.cos(), "sine": angle.sin()}
@@ -176,7 +176,7 @@ def test_bridges_on_eva(monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> N
         "decoder": {"dim": 32, "layers": 0, "heads": 4},
     }
     config = Config.from_dict({"data": {"image_size": 64, "max_words": 9}, "model": model})
-    segmenter = build_segmenter(config.model, image_size=64, max_words=9, load_weights=False)
+    segmenter = build_segmenter(config.model, image_size=64, max_tokens=9, load_weights=False)
     view = view_model(segmenter, config, image, TEXT, device=CPU)
     assert set(view.attention) == {"bridger", "intertwine"}
     assert set(view.absent) == {"decoder", "prior"}

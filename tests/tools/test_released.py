@@ -65,7 +65,7 @@ def build(name: str) -> Segmenter:
     """Build a model of the configuration that a released checkpoint needs, without memory."""
     config = load_config(ROOT / f"config/{name}{'_released' * name.startswith('etris')}.yaml")
     with torch.device("meta"):
-        return build_segmenter(config.model, image_size=416, max_words=17, load_weights=False)
+        return build_segmenter(config.model, image_size=416, max_tokens=17, load_weights=False)
 
 
 def empty_state(name: str) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def tiny(clip_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_
 def segmenter_of(path: Path, seed: int) -> Segmenter:
     torch.manual_seed(seed)
     config = load_config(path)
-    segmenter = build_segmenter(config.model, image_size=64, max_words=9, load_weights=False)
+    segmenter = build_segmenter(config.model, image_size=64, max_tokens=9, load_weights=False)
     for norm in segmenter.modules():  # statistics as after training
         if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
             norm.running_mean.normal_(std=0.1)

@@ -17,11 +17,11 @@ from engine.checkpoint import save_checkpoint
 from engine.loaders import open_tests
 from engine.metrics import Record, metrics_from_records
 from model import build_segmenter
-from model.backbones import sha256_of
 from tools import report
 from utils.config import Config
 from utils.data.dataset import ReferDataset
 from utils.demo.writer import write_demo
+from utils.files import sha256_of
 from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source
 
@@ -58,7 +58,7 @@ def run(tmp_path: Path, config: Config) -> Run:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(lines + '{"step": 30, "tr')
         torch.manual_seed(0)
-        segmenter = build_segmenter(config.model, image_size=64, max_words=9)
+        segmenter = build_segmenter(config.model, image_size=64, max_tokens=9)
         extra = {"provenance": {"command": EVIL, "commit": "c0ffee"}}
         save_checkpoint(folder / "best.safetensors", segmenter, config, extra=extra)
         if ious:

@@ -171,7 +171,7 @@ def test_with_the_real_commands(
     path, checkpoint = tmp_path / "tiny.yaml", tmp_path / "committed.safetensors"
     path.write_text(config.to_yaml())
     size, max_words = config.data.image_size, config.data.max_words
-    segmenter = build_segmenter(config.model, image_size=size, max_words=max_words)
+    segmenter = build_segmenter(config.model, image_size=size, max_tokens=max_words)
     save_checkpoint(checkpoint, segmenter, config)
     arguments = [f"--config={path}", f"--checkpoint={checkpoint}"]
     assert train_demo.main(arguments) == 0

@@ -91,7 +91,7 @@ class Setup:
         segmenter = build_segmenter(
             config.model,
             image_size=config.data.image_size,
-            max_words=config.data.longest_sentence,
+            max_tokens=config.data.longest_sentence,
             load_weights=False,
         )
         segmenter.backbone["sha256"] = "0" * 64  # treated as a CLIP that has a file

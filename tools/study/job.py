@@ -13,11 +13,11 @@ from engine.checkpoint import (
     load_state,
 )
 from engine.record import RESULTS
-from model.backbones import sha256_of
 from tools.study.comparison import Run, read_runs
 from tools.study.sweep_config import MethodConfig, SweepConfig, to_overrides
 from utils.config import Config, load_config
 from utils.data.datasets import DATASETS
+from utils.files import sha256_of
 
 
 @dataclass(frozen=True)

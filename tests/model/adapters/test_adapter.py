@@ -66,19 +66,3 @@ def test_places_in_a_resnet(tiny_segmenter: Callable) -> None:
     assert all(isinstance(block.conv3, AdaptedConv) for block in blocks)
     trains = {name for name, parameter in clip.named_parameters() if parameter.requires_grad}
     assert len(trains) == 4 * len(blocks) and all(".conv3.change." in name for name in trains)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"reduction": 0}, "adapter: reduction 0 must be from 1 to 4"),
-        ({"reduction": 5}, "adapter: reduction 5 must be from 1 to 4, the narrowest width"),
-        ({"halves": "mlps"}, "adapter: halves 'mlps' must be one of both, attention, mlp"),
-        ({"first_block": 12}, "adapter: first_block 12 must be from 0 to 11"),
-        ({"towers": "visual"}, "adapter: towers 'visual' must be one of both, image, text"),
-        ({"width": 4}, "adapter has no option 'width'"),
-    ],
-)
-def test_mistakes_are_named(tiny_segmenter: Callable, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_segmenter("resnet", {"adapters": [ADAPTER | options]})

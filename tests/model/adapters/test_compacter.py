@@ -8,7 +8,8 @@ import torch
 
 from model.adapters.common import TunedNorm
 from model.adapters.compacter import Compacter, Hypercomplex, MapCompacter, SlowWeights
-from model.backbones.blocks import PreNorm, Residual
+from model.backbones.blocks import PreNorm
+from model.backbones.slots import Residual
 
 ADAPTER = {"name": "compacter"}
 
@@ -57,19 +58,3 @@ def test_every_residual_sum_shares_the_slow_weights(
     twin = copy.deepcopy(clip)
     copied = [module for module in twin.modules() if isinstance(module, Hypercomplex)]
     assert all(layer.slow[0] is twin.slow_weights for layer in copied)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"reduction": 0}, "compacter: reduction 0 must be from 1 to 16"),
-        ({"divisions": 0}, "compacter: divisions 0 and rank 1 must be at least 1"),
-        ({"rank": 0}, "compacter: divisions 4 and rank 0 must be at least 1"),
-        ({"divisions": 3}, "compacter: divisions 3 must divide both 16 and 4"),
-        ({"towers": "visual"}, "compacter: towers 'visual' must be one of both, image, text"),
-        ({"n": 4}, "compacter has no option 'n'"),
-    ],
-)
-def test_mistakes_are_named(tiny_segmenter: Callable, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_segmenter("resnet", {"adapters": [ADAPTER | options]})

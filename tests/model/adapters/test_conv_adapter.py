@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import nn
 
@@ -34,18 +33,3 @@ def test_the_shortcut_of_every_mlp_of_a_vit(tiny_segmenter: Callable) -> None:
     block, x = clip.visual.blocks[0].mlp, torch.randn(2, 5, 64)
     torch.testing.assert_close(block(x), x + block.shortcut.change(x) + block.branch(block.norm(x)))
     assert sum(isinstance(module, ConvAdapter) for module in clip.modules()) == 12
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        ("resnet", {"reduction": 5}, "conv_adapter: reduction 5 must be from 1 to 4"),
-        ("vit", {"reduction": 0}, "conv_adapter: reduction 0 must be from 1 to 64"),
-        ("vit", {"towers": "both"}, "conv_adapter has no option 'towers'"),
-    ],
-)
-def test_mistakes_are_named(
-    tiny_segmenter: Callable, kind: str, options: dict, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_segmenter(kind, {"adapters": [ADAPTER | options]})

@@ -57,19 +57,3 @@ def test_alpha_scales_by_the_rank(tiny_segmenter: Callable) -> None:
     ]
     scales = [clip.text.blocks[0].attention.branch.q_proj.scale for clip in clips]
     assert scales == [1.0, 4.0]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rank": 0}, "lora: rank 0 must be at least 1"),
-        ({"alpha": 0}, "lora: alpha 0 must be above 0"),
-        ({"projections": []}, r"lora: projections \[\] must be some of q_proj, k_proj"),
-        ({"projections": ["fc1"]}, r"lora: projections \['fc1'\] must be some of"),
-        ({"towers": "visual"}, "lora: towers 'visual' must be one of both, image, text"),
-        ({"dim": 4}, "lora has no option 'dim'"),
-    ],
-)
-def test_mistakes_are_named(tiny_segmenter: Callable, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_segmenter("resnet", {"adapters": [ADAPTER | options]})

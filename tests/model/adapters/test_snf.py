@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from model.adapters.snf import Flow, add_snf
+from model.adapters.snf import Flow
 from model.backbones.blocks import PreNorm
 
 SNF = {"name": "snf", "length": 4}
@@ -71,16 +71,6 @@ def test_autocast_does_not_round_the_residual_stream() -> None:
         assert torch.equal(flow(x), wanted)
 
 
-def test_one_graph_with_its_gradients() -> None:
-    flow = random_flow(24, 4, torch.float32)
-    compiled = torch.compile(flow, fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 7, 24, requires_grad=True)
-    sources = [x, *flow.parameters()]
-    with torch.autocast("cpu", torch.bfloat16):
-        gradients = [torch.autograd.grad(f(x).sum(), sources) for f in (flow, compiled)]
-    torch.testing.assert_close(*gradients)
-
-
 def test_a_start_is_near_the_identity() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 50, 768)
@@ -98,36 +88,3 @@ def test_a_flow_in_both_halves_of_every_block(make_vit: Callable, towers: str, c
     assert all(isinstance(half.shortcut, Flow) for half in halves)
     trains = sum(p.numel() for p in clip.parameters() if p.requires_grad)
     assert trains == sum(2 * half.width + 3 * (2 * half.width + 1) for half in halves)
-
-
-def test_the_text_tower_beside_a_resnet(tiny_segmenter: Callable) -> None:
-    clip = tiny_segmenter("resnet", {"adapters": [SNF | {"towers": "text"}]}).encoder.clip
-    assert sum(isinstance(module, Flow) for module in clip.text.modules()) == 24
-    assert not any(parameter.requires_grad for parameter in clip.visual.parameters())
-
-
-@pytest.mark.parametrize("towers", ["both", "image"])
-def test_the_image_tower_of_a_resnet_is_refused(tiny_segmenter: Callable, towers: str) -> None:
-    with pytest.raises(ValueError, match=r"snf.*ResNet.*choose a ViT, or towers 'text'"):
-        tiny_segmenter("resnet", {"adapters": [SNF | {"towers": towers}]})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"length": 0}, "length 0 must be at least 1"),
-        ({"length": "four"}, r"model\.adapters\.0: snf cannot be built with"),
-        ({"towers": "visual"}, "towers 'visual' must be one of both, image, text"),
-        ({"depth": 4}, "snf has no option 'depth'"),
-    ],
-)
-def test_mistakes_are_named(tiny_segmenter: Callable, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_segmenter("vit", {"adapters": [SNF | options]})
-
-
-def test_a_shortcut_is_filled_once(tiny_segmenter: Callable) -> None:
-    adapters = [SNF | {"towers": "text"}, SNF | {"towers": "image"}]
-    clip = tiny_segmenter("vit", {"adapters": adapters}).encoder.clip
-    with pytest.raises(ValueError, match=r"'shortcut' slot.*drop one"):
-        add_snf(clip, towers="text")

@@ -7,7 +7,7 @@ from open_clip.model import CLIP as OpenCLIP  # noqa: N811
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from model.backbones import CLIP, load_weights, sizes_of_state, to_openai
-from model.backbones.weights import resize_positions
+from model.backbones.blocks import resize_positions
 
 TEXT = CLIPTextCfg(context_length=77, vocab_size=49408, width=64, heads=1, layers=12)
 VISION = {
@@ -45,7 +45,7 @@ def with_positions_for(model: OpenCLIP, state: dict[str, torch.Tensor]) -> OpenC
 def test_equals_open_clip(kind: str, size: int):
     state = weights(oracle(kind, 64))
     reference = with_positions_for(oracle(kind, size), state)
-    clip = CLIP(sizes_of_state(state), image_size=size, max_words=77).eval()
+    clip = CLIP(sizes_of_state(state), image_size=size, max_tokens=77).eval()
     load_weights(clip, state, "test")
     image = torch.randn(2, 3, size, size)
     ids = torch.randint(1, 49406, (2, 77))
@@ -58,11 +58,11 @@ def test_equals_open_clip(kind: str, size: int):
 @pytest.mark.parametrize("name", ["RN50-quickgelu", "ViT-B-16-quickgelu"])
 def test_equals_open_clip_at_real_size(name: str):
     torch.manual_seed(0)
-    reference = open_clip.create_model(name, pretrained=None, force_image_size=416).eval()
+    reference = open_clip.create_model(name, pretrained=None).eval()
     state = weights(reference)
-    clip = CLIP(sizes_of_state(state), image_size=416, max_words=77).eval()
+    clip = CLIP(sizes_of_state(state), image_size=224, max_tokens=77).eval()
     load_weights(clip, state, "test")
-    image = torch.randn(1, 3, 416, 416)
+    image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(clip.embed_image(image), reference.encode_image(image))
 
@@ -73,7 +73,7 @@ def test_short_context_leaves_the_sentence_as_it_is():
     ids[0, :5] = torch.tensor([49406, 7, 8, 9, 49407])
     sentences = []
     for words in (17, 77):
-        clip = CLIP(sizes_of_state(state), image_size=64, max_words=words).eval()
+        clip = CLIP(sizes_of_state(state), image_size=64, max_tokens=words).eval()
         load_weights(clip, state, "test")
         with torch.no_grad():
             sentences.append(clip.embed_text(ids[:, :words]))
@@ -82,7 +82,7 @@ def test_short_context_leaves_the_sentence_as_it_is():
 
 def test_back_to_openai(kind: str):
     state = weights(oracle(kind, 64))
-    clip = CLIP(sizes_of_state(state), image_size=64, max_words=77)
+    clip = CLIP(sizes_of_state(state), image_size=64, max_tokens=77)
     load_weights(clip, state, "test")
     back = to_openai(clip)
     missing = {key for key in state if key not in back and not key.endswith("tracked")}
@@ -93,7 +93,7 @@ def test_back_to_openai(kind: str):
 def test_every_patch_of_the_resnet_is_a_query():
     """``head`` is the attention pool without its mean token, at every position."""
     state = weights(oracle("resnet", 64))
-    clip = CLIP(sizes_of_state(state), image_size=64, max_words=77).eval()
+    clip = CLIP(sizes_of_state(state), image_size=64, max_tokens=77).eval()
     load_weights(clip, state, "test")
     hidden = clip.visual.embed(torch.randn(2, 3, 64, 64))
     for step in range(12):

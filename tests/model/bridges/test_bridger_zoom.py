@@ -9,35 +9,9 @@ import torch.nn.functional as F
 
 from engine.checkpoint import load_segmenter, read_checkpoint, save_checkpoint
 
-ZOOMS = ("deconv", "interpolate", "linear", "mlp")
-
 
 def bridger(zoom: str) -> dict:
     return {"bridges": [{"name": "bridger", "dim": 8, "heads": 4, "zoom": zoom}]}
-
-
-@pytest.fixture(params=ZOOMS)
-def zoom(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-def test_one_graph(zoom: str, tiny_segmenter: Callable) -> None:
-    stage = tiny_segmenter("resnet", bridger(zoom)).encoder.bridges[0].stages[2]
-    x = torch.randn(2, 128, 2, 2)
-    compiled = torch.compile(
-        lambda x: stage.zoom_out(stage.zoom_in(x)), fullgraph=True, backend="eager"
-    )
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), stage.zoom_out(stage.zoom_in(x)))
-
-
-def test_the_published_one_is_the_default(tiny_segmenter: Callable) -> None:
-    default = tiny_segmenter("resnet", {"bridges": [{"name": "bridger", "dim": 8, "heads": 4}]})
-    named = tiny_segmenter("resnet", bridger("deconv")).state_dict()
-    state = default.state_dict()
-    assert list(state) == list(named) and all(torch.equal(state[key], named[key]) for key in state)
-    stages = default.encoder.bridges[0].stages
-    assert {"zoom_in.weight", "zoom_out.weight"} <= stages[0].state_dict().keys()
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -83,13 +57,6 @@ def test_positions_are_mixed_where_channels_are_few(tiny_segmenter: Callable, zo
         y = torch.einsum("dc,bcq->bdq", channels.weight, y) + channels.bias[:, None]
         y = y.unflatten(2, (8, 8))
         torch.testing.assert_close(stage.zoom_out(narrow), y, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["bilinear", "Linear", None])
-def test_an_unknown_zoom_is_named(tiny_segmenter: Callable, name: str | None) -> None:
-    message = f"bridger: zoom {name!r} must be one of deconv, interpolate, linear, mlp"
-    with pytest.raises(ValueError, match=message):
-        tiny_segmenter("vit", {"bridges": [{"name": "bridger", "zoom": name}]})
 
 
 @pytest.mark.parametrize("zoom", ["linear", "mlp"])

@@ -51,7 +51,7 @@ OF_A_BACKBONE = {
 def test_every_part_has_the_released_deviation(name: str) -> None:
     config = load_config(ROOT / f"config/{name}_released.yaml")
     torch.manual_seed(0)
-    segmenter = build_segmenter(config.model, image_size=416, max_words=17, load_weights=False)
+    segmenter = build_segmenter(config.model, image_size=416, max_tokens=17, load_weights=False)
     for stage, zooms in zip(segmenter.encoder.bridges[0].stages, ZOOMS[name], strict=True):
         for zoom, wanted in zip((stage.zoom_in, stage.zoom_out), zooms, strict=True):
             layer = zoom if name == "etris_rn50" else zoom[0]
