@@ -230,7 +230,9 @@ def test_files_of_another_run_are_refused_before_any_training(
     assert scripts.called == []
 
 
-@pytest.mark.parametrize("change", ["best.safetensors", "last.pt", "splits", "threshold"])
+@pytest.mark.parametrize(
+    "change", ["best.safetensors", "last.pt", "splits", "threshold", "deleted"]
+)
 def test_results_of_something_else_do_not_count(scripts, go, capsys, change: str) -> None:
     assert go(configs=["frozen.yaml"]) == 0
     folder = FOLDER / "frozen-seed0"
@@ -241,20 +243,14 @@ def test_results_of_something_else_do_not_count(scripts, go, capsys, change: str
     elif change == "threshold":
         text = (folder / "test/results.json").read_text()
         (folder / "test/results.json").write_text(text.replace("0.35", "0.5"))
+    elif change == "deleted":  # these are large, and the results are enough
+        (folder / "best.safetensors").unlink()
+        (folder / "last.pt").unlink()
     splits = ["val", "testA"] if change == "splits" else ["val"]
     capsys.readouterr()
     assert go("--dry-run", configs=["frozen.yaml"], splits=splits) == 0
-    assert capsys.readouterr().out.startswith("started python train.py --config frozen.yaml")
-
-
-def test_deleted_checkpoints_are_not_needed(scripts, go, capsys) -> None:
-    assert go(configs=["frozen.yaml"]) == 0
-    for name in ("best.safetensors", "last.pt"):
-        (FOLDER / "frozen-seed0" / name).unlink()
-    capsys.readouterr()
-    assert go("--dry-run") == 0
-    done, to_do, counts = capsys.readouterr().out.splitlines()
-    assert (done[:5], to_do[:5], counts) == ("done ", "to do", "2 jobs, 1 done")
+    state = "done   " if change == "deleted" else "started"
+    assert capsys.readouterr().out.startswith(f"{state} python train.py --config frozen.yaml")
 
 
 @pytest.mark.parametrize("failing", ["train frozen-seed0", "test frozen-seed0"])
@@ -280,12 +276,10 @@ def test_a_failure_does_not_stop_the_others(scripts, go, capsys, failing: str) -
         ({"configs": [{"name": "x"}]}, "configs.0: {'name': 'x'}: its keys: config: is missing"),
         ({"configs": [3]}, "configs.0: 3: "),
         ({"configs": []}, "mine.yaml: configs: []: "),
-        ({"configs": ["forzen.yaml"]}, "forzen.yaml"),
         ({"configs": ["etris.yaml"] * 2}, "'etris'"),
         ({"configs": [{"config": "etris.yaml", "name": "a-seed0"}]}, "a-seed0"),
         ({"folder": "runs/a b"}, "runs/a b"),
         ({"seeds": [0, 0]}, "seeds: [0, 0]: duplicate 0"),
-        ({"splits": []}, "splits: []: "),
         (
             {"splits": ["vall"]},
             "mine.yaml: splits: no split 'vall' in demo; choose from",
@@ -294,7 +288,6 @@ def test_a_failure_does_not_stop_the_others(scripts, go, capsys, failing: str) -
         ({"folder": "etris.yaml"}, "folder: cannot write to etris.yaml (File exists)"),
         ({"opts": {"train.seed": 3}}, "train.seed"),
         ({"overrides": {"a": {"run.folder": "x"}}}, "run.folder"),
-        ({"overrides": {"a b": {}}}, "a b"),
         ({"overrides": {"a": {"train.lr": "x"}}}, "mine.yaml: opts: train.lr=x: train.lr: 'x'"),
         ({"parallel": 0}, "parallel: 0: "),
     ],
@@ -322,9 +315,7 @@ def test_two_sweeps_do_not_share_a_folder(scripts, go, capsys) -> None:
         (3, "", "auto", 1, "0 1 2"),
         (3, "5,7,9", "auto", 1, "5 7 9"),
         (3, "5,7,9", 4, 1, "5 7 9 5"),
-        (3, "", 1, 1, "0"),
         (0, "", "auto", 2, "2 2 2"),  # 7 cores
-        (0, "", "auto", 9, "9"),
         (0, "", 2, 3, "3 3"),
     ],
 )

@@ -14,7 +14,7 @@ from engine.checkpoint import (
 )
 from engine.record import RESULTS
 from tools.study.comparison import Run, read_runs
-from tools.study.sweep_config import MethodConfig, SweepConfig, to_overrides
+from tools.study.sweep_config import SweepConfig, to_overrides
 from utils.config import Config, load_config
 from utils.data.datasets import DATASETS
 from utils.files import sha256_of
@@ -77,31 +77,23 @@ class Job:
 
     def find_conflict(self) -> str | None:
         """Say why this job cannot use its record or its folder, None if it can."""
+        way_out = "give the method another name or the sweep another folder"
+        started, tested = self.folder / "config.yaml", self.folder / "test/results.json"
         if self.record is not None and self.results.is_file():
             (run,) = read_runs([self.results])
-            if changes := self._changes(run.config):
-                reason = f"with another config: {describe_differences(changes)}"
-            elif missing := self._missing_splits(run):
-                reason = f"without scores on {', '.join(missing)}"
-            else:
-                return None
-            return (
-                f"{self.results}: records a run {reason}; records are never edited: give the "
-                "method another name or the sweep another folder"
-            )
-        started, tested = self.folder / "config.yaml", self.folder / "test/results.json"
-        if started.is_file() and (self.folder / "last.pt").is_file():
-            changes = self._changes(load_config(started))
+            changes, missing = self._changes(run.config), self._missing_splits(run)
+            if not changes and missing:
+                reason = f"records a run without scores on {', '.join(missing)}"
+                return f"{self.results}: {reason}; records are never edited: {way_out}"
+            place = self.results
+        elif started.is_file() and (self.folder / "last.pt").is_file():
+            changes, place = self._changes(load_config(started)), self.folder
         elif tested.is_file():
-            changes = self._changes(read_runs([tested])[0].config)
+            changes, place = self._changes(read_runs([tested])[0].config), self.folder
         else:
             return None
-        if not changes:
-            return None
-        return (
-            f"{self.folder}: holds a run with another config: {describe_differences(changes)}; "
-            "give the method another name or the sweep another folder, or move this one away"
-        )
+        reason = f"holds a run with another config: {describe_differences(changes)}"
+        return f"{place}: {reason}; {way_out}, or move this one away" if changes else None
 
     def _missing_splits(self, run: Run) -> list[str]:
         scored = {label.rpartition("/")[2] for label in run.splits}
@@ -120,7 +112,12 @@ def plan_jobs(sweep: SweepConfig, path: Path) -> list[Job]:
         ValueError: with a line for every configuration that has mistakes, every duplicate name,
             every split that a data set lacks and every folder or record of another run.
     """
-    problems = [f"{path}: {problem}" for problem in _find_duplicates(sweep.rows)]
+    labels = [method.label for method in sweep.rows]
+    problems = [
+        f"{path}: configs: duplicate name {label!r}; give one a name: {{config: PATH, name: NAME}}"
+        for label in labels
+        if labels.count(label) > 1
+    ]
     jobs = []
     for seed in sweep.seeds:
         for method in sweep.rows:
@@ -154,16 +151,3 @@ def _unknown_splits(splits: Sequence[str], config: Config) -> list[str]:
         for split in splits
         if split not in known
     ]
-
-
-def _find_duplicates(methods: Sequence[MethodConfig]) -> list[str]:
-    first: dict[str, str] = {}
-    problems = []
-    for one in methods:
-        if one.label in first:
-            problems.append(
-                f"configs: {first[one.label]} and {one.config} are both called {one.label!r}; "
-                f"give one a name: {{config: {one.config}, name: another}}"
-            )
-        first.setdefault(one.label, one.config)
-    return problems

@@ -85,21 +85,7 @@ Methods = list[Annotated[MethodConfig, BeforeValidator(_read_method)]]
 
 
 class SweepConfig(Section):
-    """All keys of a sweep; the help of ``tools/sweep.py`` shows them in an example.
-
-    Attributes:
-        configs: the methods, paths or ``{config: PATH, name: NAME, opts: {...}}``.
-        seeds: each method is trained with every seed.
-        opts: keys that replace those of every configuration.
-        overrides: each a name and its keys, ``{lr3: {train.lr: 1e-3}}``; every method is trained
-            with each of them, as a row ``<method>.<name>``. They replace all other keys.
-        splits: what the best checkpoint of each run is scored on.
-        folder: of all runs, each ``<name>-seed<seed>``, and of the comparison.
-        parallel: how many run at a time. ``auto``: one for each GPU, or on a CPU one for every
-            ``threads`` cores.
-        threads: of each run on a CPU.
-        record: keep each run in ``results/`` as ``<name of the folder>-<name>-seed<seed>``.
-    """
+    """All keys of a sweep; the help of ``tools/sweep.py`` explains them in an example."""
 
     configs: Methods = Field(default=[], min_length=1)
     seeds: Distinct[Seed] = Field(default=[0], min_length=1)
