@@ -100,7 +100,7 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
                     "remove one of them"
                 )
         try:
-            sizes = count(first.config)
+            sizes = first.results.get("parameters") or count(first.config)  # records have them
         except ValueError as error:
             raise ValueError(f"{first.path}: {error}") from None
         counts = sizes["attached"], sizes["trainable"], sizes["head"]
