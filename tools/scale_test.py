@@ -12,6 +12,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from utils.cli import make_parser, run_command  # noqa: E402
 from utils.data.datasets import dataset_facts  # noqa: E402
 from utils.files import check_output, write_text  # noqa: E402
+from utils.memory import own_size, peak_size, present_size  # noqa: E402
 from utils.prepare.workers import start_workers  # noqa: E402
 
 EXAMPLE = """  python tools/scale_test.py
@@ -148,10 +150,52 @@ def measure(folder: Path, num_images: int) -> dict[str, Any]:
     return figures
 
 
+class PeakMemory:
+    """Add up the peaks of a process and of all its descendants while the block runs.
+
+    The sum is an upper bound of what they hold at one time: their peaks may be at different times,
+    and shared memory, such as libraries, is counted in each. Linux keeps the peak of a process; it
+    is read every ``interval`` seconds, so that the growth of the last interval may be missed.
+
+    Attributes:
+        peaks: process -> bytes.
+    """
+
+    def __init__(self, process: int, *, interval: float = 0.05) -> None:
+        self.process, self.interval = process, interval
+        self.peaks: dict[int, int] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self.interval):
+            for process in family(self.process):
+                # the latest, not the largest: before a new process starts its program, it looks
+                # as large as its parent, whose memory it shares
+                self.peaks[process] = peak_size(process) or self.peaks.get(process, 0)
+
+
+def family(process: int) -> list[int]:
+    """List a process and all its descendants; empty when it has ended."""
+    try:
+        tasks = list((Path(f"/proc/{process}/task")).iterdir())
+        lists = [(task / "children").read_text() for task in tasks]
+    except OSError:
+        return []
+    children = [int(child) for text in lists for child in text.split()]
+    return [process, *(member for child in children for member in family(child))]
+
+
 def in_fresh_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Return what ``function`` returns, and the peak memory of its process and its children."""
-    from utils.memory import PeakMemory
-
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool, PeakMemory(os.getpid()) as memory:
         found = pool.submit(function, *arguments).result()
@@ -179,7 +223,6 @@ def open_packed(root: Path) -> dict[str, Any]:
     without them: Linux maps more of the images than are read, as long as it has the room.
     """
     from utils.data.dataset import ReferDataset
-    from utils.memory import own_size, present_size
 
     process = os.getpid()
     present, own, began = present_size(process), own_size(process), time.perf_counter()
@@ -238,9 +281,8 @@ def run(arguments: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from engine.results import provenance
-    from utils.memory import is_known
 
-    if not is_known():
+    if not present_size(os.getpid()):
         raise ValueError("memory is read from Linux's /proc, which this system lacks; run it there")
     if not LEAST_IMAGES <= arguments.images <= NUM_IMAGES:
         raise ValueError(
