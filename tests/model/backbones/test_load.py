@@ -59,6 +59,7 @@ def test_safetensors_and_prefixed_state_dicts(tmp_path: Path, clip_file: Callabl
 
 def test_positions_are_resized_without_antialias():
     positions = torch.randn(197, 8)
+    assert resize_positions(positions, 14) is positions
     square = positions[1:].T.reshape(1, 8, 14, 14)
     wanted = nn.functional.interpolate(square, (26, 26), mode="bicubic", align_corners=False)
     resized = resize_positions(positions, 26)
