@@ -139,7 +139,7 @@ def build_from_registry(
     """Call the entry ``options['name']`` of a registry with ``built`` and the other options.
 
     Args:
-        place: where the options stand in the configuration, for messages.
+        place: the place of the options in the configuration, for messages.
         built: what the entry is attached to: a CLIP and, for a side network, two sizes.
 
     Raises:

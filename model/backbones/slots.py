@@ -37,7 +37,7 @@ def fill(residual: Residual, slot: str, module: nn.Module) -> None:
 def replace_layer(parent: nn.Module, name: str, layer: nn.Module) -> None:
     """Replace the plain layer ``parent.name`` by an adapted one that holds its parameters.
 
-    ``layer`` is of a subclass of the plain layer's class, so that frozen tensors keep their names.
+    The class of ``layer`` is a subclass of the plain layer's, so frozen tensors keep their names.
 
     Raises:
         ValueError: if another adapter is there already.

@@ -18,8 +18,7 @@ class TowerState(NamedTuple):
 
     x: Tensor  # the input itself: image map (B, C, H, W) or words (B, L, C)
     prefix: Tensor | None  # tokens before it, such as the class token (B, P, C); None in a ResNet
-    attention_mask: Tensor | None = None  # (B, K) bool: True for those of the last K tokens that
-    # may be attended to; None: all
+    attention_mask: Tensor | None = None  # (B, K) bool: which of the last K are read; None: all
     memory: Tensor | None = None  # tokens that blocks read and do not change: (B, M, C)
     context: Tensor | None = None  # text tokens between the start token and the words: (B, M, C)
 
