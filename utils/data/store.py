@@ -27,7 +27,6 @@ FORMAT = 2
 HEADER = b"header"
 CHECKSUM = "sha256/"  # key of an image's mark, before its name
 FOREIGN_KEYS = (b"__keys__", b"__len__")  # of the tools of CRIS, ETRIS and BarLeRIa
-IMAGES_SUFFIX = "-images"  # of image stores, which are no data sets
 NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
 
@@ -43,12 +42,6 @@ def packing_command(root: str | Path, dataset: str) -> str:
     return f"python tools/prepare_datasets.py {what} {words}"
 
 
-def packed_names(root: str | Path) -> list[str]:
-    """List the data sets that are packed in ``root``."""
-    names = (path.name.removesuffix(".lmdb") for path in (Path(root) / "lmdb").glob("*.lmdb"))
-    return sorted(name for name in names if not name.endswith(IMAGES_SUFFIX))
-
-
 def explain_missing(root: str | Path, dataset: str) -> str:
     """Say why a data set cannot be opened: packed by other tools, not packed, or unknown."""
     if NAME.fullmatch(dataset):
@@ -58,7 +51,8 @@ def explain_missing(root: str | Path, dataset: str) -> str:
             return foreign_message(files[0], command, is_in_the_way=False)
         if dataset in DATASETS:
             return f"{store_path(root, dataset)} is missing; make it with: {command}"
-    packed = packed_names(root)
+    stems = (path.name.removesuffix(".lmdb") for path in (Path(root) / "lmdb").glob("*.lmdb"))
+    packed = sorted(stem for stem in stems if not stem.endswith("-images"))
     near = difflib.get_close_matches(dataset, {*DATASETS, *packed}, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     own = ", ".join(name for name in packed if name not in DATASETS)

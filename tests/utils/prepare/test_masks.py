@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[3]
 H, W = 20, 30
 SQUARE = [2, 3, 12, 3, 12, 13, 2, 13]
 PLACE = "file: reference 7"
+WRONG_COUNTS = ([599], [10, 10, 581], [700, -100], [2**70], [], "", "hb", "hé0")
 
 
 def decode(segmentation: Any, height: int = H, width: int = W) -> np.ndarray:
@@ -113,19 +114,7 @@ def test_outside_the_image_is_cut_off_and_may_leave_nothing() -> None:
         ({"size": [H, W]}, "RLE has no counts"),
         ({"size": [W, H], "counts": [600]}, "RLE has size [30, 20], its image [20, 30]"),
         ({"size": None, "counts": [600]}, "RLE has size None"),
-        *(
-            ({"size": [H, W], "counts": counts}, f"the {H} x {W} pixels")
-            for counts in (
-                [599],
-                [10, 10, 581],
-                [700, -100],
-                [2**70],
-                [],
-                "",
-                "hb",
-                "hé0",
-            )
-        ),
+        *(({"size": [H, W], "counts": counts}, f"the {H} x {W} pixels") for counts in WRONG_COUNTS),
         ({"size": [H, W], "counts": [1.5, 598.5]}, "counts [1.5, 598.5]"),
         ({"size": [H, W], "counts": 600}, "counts 600"),
     ],
