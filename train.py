@@ -8,9 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from utils.cli import make_parser, run_command
 from utils.config import load_config, run_folder
 
-EXAMPLE = """examples:
+EXAMPLES = """\
   python train.py --config config/demo/etris.yaml
   python train.py --config config/etris_vitb16.yaml --opts data.dataset=refcoco+ train.seed=1
   python train.py --config config/etris_vitb16.yaml --opts 'data.dataset=[refcoco, refcocog_u]'
@@ -18,43 +19,33 @@ EXAMPLE = """examples:
 """
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of the experiment")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="key=value", help="keys that go over the file's"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="begin anew, the folder's old files moved aside"
-    )
-    return parser.parse_args(argv)
+def train(arguments: argparse.Namespace) -> int:
+    """Train, or continue a run; return the exit code."""
+    config = load_config(arguments.config, arguments.opts)
+    folder = run_folder(config, arguments.config)
+
+    from engine import trainer  # slow: it loads torch
+    from utils.distributed import start_processes
+
+    with start_processes() as processes:
+        return trainer.train(
+            config,
+            folder=folder,
+            processes=processes,
+            config_file=arguments.config,
+            fresh=arguments.fresh,
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    try:
-        config = load_config(arguments.config, arguments.opts)
-        folder = run_folder(config, arguments.config)
-
-        from engine.trainer import train
-        from utils.distributed import start_processes
-
-        with start_processes() as processes:
-            return train(
-                config,
-                folder=folder,
-                processes=processes,
-                config_file=arguments.config,
-                fresh=arguments.fresh,
-            )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped before training began; nothing to save", file=sys.stderr)
-        return 130
+    parser = make_parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="YAML file of the experiment")
+    add("--opts", nargs="+", default=[], metavar="key=value", help="keys that replace the file's")
+    add("--fresh", action="store_true", help="start a new run and move the folder's old files away")
+    arguments = parser.parse_args(argv)
+    on_interrupt = "stopped before training began; nothing to save"
+    return run_command(lambda: train(arguments), on_interrupt=on_interrupt)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which number format the forward pass computes in."""
+"""Choose the number format of the forward pass, and store weights in it."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """``fp32``, ``bf16`` or ``fp16`` for ``device``.
+    """Return ``fp32``, ``bf16`` or ``fp16`` for ``device``.
 
-    ``auto`` is bf16 where it is fast, on older GPUs with fast halves (V100, T4, RTX 20) fp16, which
-    the scaler then guards, and else fp32. Raises ``ValueError`` for fp16 without a GPU.
+    ``auto`` is bf16 where it is fast, fp16 (with a gradient scaler) on older GPUs with fast halves
+    (V100, T4, RTX 20), and else fp32. Raises ``ValueError`` for fp16 without a GPU.
     """
     if name == "fp16" and device.type != "cuda":
         raise ValueError(
@@ -30,13 +30,18 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         generation, _ = torch.cuda.get_device_capability(device)
         return "bf16" if generation >= 8 else "fp16" if generation == 7 else "fp32"
-    return "bf16" if FAST_BF16_FLAGS & _cpu_flags() else "fp32"
+    # Only newer releases of torch.cpu name these flags; the kernel's list is always the same.
+    text = CPU_LISTING.read_text("utf-8", errors="replace") if CPU_LISTING.exists() else ""
+    for line in text.splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return "bf16" if FAST_BF16_FLAGS & {*line.partition(":")[2].split()} else "fp32"
+    return "fp32"
 
 
 def scoring_precision(config: Config, device: torch.device) -> str:
-    """That of masks: ``eval.precision``, or without it that of training on ``device``.
+    """Return the precision of masks: ``eval.precision``, or else that of training on ``device``.
 
-    What trained in fp16 on a GPU is scored elsewhere as with ``auto``.
+    A model trained in fp16 on a GPU is scored elsewhere as with ``auto``.
     """
     if config.eval.precision is not None:
         return resolve_precision(config.eval.precision, device)
@@ -45,45 +50,34 @@ def scoring_precision(config: Config, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Context in which matrix products and convolutions run in ``precision``."""
+    """Return a context in which matrix products and convolutions run in ``precision``."""
     return torch.autocast(
         device.type, dtype=TYPES.get(precision, torch.bfloat16), enabled=precision in TYPES
     )
 
 
 def store_frozen(segmenter: Segmenter, precision: str) -> None:
-    """Hold the frozen weights of products and convolutions in ``precision``: half the memory.
+    """Store the frozen weights of products and convolutions in ``precision``: half the memory.
 
     ``autocast`` would round them so at every use; the results are the same to the last bit. A
     CLIP that has no file stays as it is, since checkpoints must hold it.
     """
     if precision in TYPES and segmenter.backbone["sha256"] is not None:
-        _store(segmenter.encoder.clip, TYPES[precision], also_trainable=False)
+        _store(segmenter.encoder.clip, TYPES[precision], only_frozen=True)
 
 
 def store_for_inference(segmenter: Segmenter, precision: str) -> None:
-    """:func:`store_frozen` for all weights of products and convolutions, also those that trained.
+    """Store all weights of products and convolutions in ``precision``, as :func:`store_frozen`.
 
     The segmenter can be trained or saved no more.
     """
     if precision in TYPES:
-        _store(segmenter, TYPES[precision], also_trainable=True)
+        _store(segmenter, TYPES[precision], only_frozen=False)
 
 
-def _store(module: nn.Module, dtype: torch.dtype, *, also_trainable: bool) -> None:
+def _store(module: nn.Module, dtype: torch.dtype, *, only_frozen: bool) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             for parameter in layer.parameters(recurse=False):
-                if also_trainable or not parameter.requires_grad:
+                if not (only_frozen and parameter.requires_grad):
                     parameter.data = parameter.data.to(dtype)
-
-
-def _cpu_flags() -> set[str]:
-    # torch.cpu names these in newer releases only; the kernel's list is the same on every one.
-    if not CPU_LISTING.exists():
-        return set()
-    lines = CPU_LISTING.read_text(encoding="utf-8", errors="replace").splitlines()
-    flags = (
-        line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))
-    )
-    return set(next(flags, "").split())

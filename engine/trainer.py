@@ -1,6 +1,5 @@
 """Train a model: open or continue a run, update, log, score, save, stop."""
 
-import math
 import shlex
 import sys
 import time
@@ -28,9 +27,9 @@ from engine.loaders import check_batch_size, open_training, open_validation, tra
 from engine.precision import resolve_precision, scoring_precision, store_frozen
 from engine.results import peak_memory, provenance
 from engine.stop import Stopped, StopSignal
-from engine.update import GuardedAdam, Update
+from engine.update import GuardedAdam, Update, rate_factor
 from model import Segmenter, build_segmenter
-from utils.config import Config, TrainConfig
+from utils.config import Config
 from utils.data.dataset import MixedDataset, ReferDataset
 from utils.distributed import Processes
 from utils.files import write_text
@@ -365,30 +364,6 @@ class Trainer:
         self.rows = [torch.tensor(row, dtype=torch.float64).to(device) for row in state["history"]]
         seed = self.config.train.seed + self.step
         restore_random_state(state["random_states"], self.processes, seed=seed)
-
-
-def rate_factor(
-    step: int,
-    options: TrainConfig,
-    *,
-    total_steps: int,
-    steps_per_epoch: int,
-    time_share: float = 0.0,
-) -> float:
-    """Return the factor on every group's rate for update ``step``, counted from 0.
-
-    ``step``: ``gamma`` to the number of ``milestones`` (epochs) passed. ``cosine``:
-    ``(1 + cos(pi p)) / 2`` with ``p`` the share of ``total_steps`` done or ``time_share``, the
-    share of the time limit used, whichever is larger: a run that ends by the clock cools down too.
-    Both rise linearly over the first ``warmup_steps``. Nothing of it needs saving.
-    """
-    if step < options.warmup_steps:
-        return (step + 1) / options.warmup_steps
-    if options.schedule == "cosine":
-        progress = max(step / total_steps, time_share)
-        return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-    epoch = step // steps_per_epoch
-    return options.gamma ** sum(epoch >= milestone for milestone in options.milestones)
 
 
 def train(

@@ -1,5 +1,6 @@
-"""Update the weights once: forward, backward and Adam over a batch, in parts if asked."""
+"""Update the weights once: forward, backward and Adam over a batch; the learning rate of a step."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from engine.precision import autocast
 from model import Segmenter
 from model.loss import text_to_pixel_loss
+from utils.config import TrainConfig
 from utils.distributed import Processes
 
 
@@ -124,3 +126,27 @@ class Update:
             total += loss.detach() * share
             finite.append(logits.detach().isfinite().flatten(1).all(dim=1))  # (B,)
         return total, torch.cat(finite)
+
+
+def rate_factor(
+    step: int,
+    options: TrainConfig,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    time_share: float = 0.0,
+) -> float:
+    """Return the factor on every group's rate for update ``step``, counted from 0.
+
+    ``step``: ``gamma`` to the number of ``milestones`` (epochs) passed. ``cosine``:
+    ``(1 + cos(pi p)) / 2`` with ``p`` the share of ``total_steps`` done or ``time_share``, the
+    share of the time limit used, whichever is larger: a run that ends by the clock cools down too.
+    Both rise linearly over the first ``warmup_steps``. Nothing of it needs saving.
+    """
+    if step < options.warmup_steps:
+        return (step + 1) / options.warmup_steps
+    if options.schedule == "cosine":
+        progress = max(step / total_steps, time_share)
+        return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    epoch = step // steps_per_epoch
+    return options.gamma ** sum(epoch >= milestone for milestone in options.milestones)

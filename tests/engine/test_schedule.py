@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from engine.trainer import rate_factor
+from engine.update import rate_factor
 from utils.config import TrainConfig
 
 
