@@ -1,5 +1,6 @@
 """Checkpoints of a real model on a tiny CLIP: what they hold, and what they refuse."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from engine.checkpoint import (
     Checkpoint,
     choose_config,
+    describe_differences,
     find_backbone,
+    find_differences,
     load_segmenter,
     read_checkpoint,
     save_checkpoint,
@@ -25,14 +28,30 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def trained(tiny_config: Make, tiny_segmenter: Make) -> tuple[Config, Segmenter]:
-    """A model whose trainable weights are no longer those of its initialisation."""
+def trained(tiny_config: Make, tiny_segmenter: Make, tmp_path: Path) -> tuple[Config, Segmenter]:
+    """A model whose weights are no longer those of its initialisation, saved in ``tmp_path``."""
     config, segmenter = tiny_config("vit"), tiny_segmenter("vit")
     with torch.no_grad():
         for parameter in segmenter.parameters():
             if parameter.requires_grad:
                 parameter += 0.02 * torch.randn_like(parameter)
-    return config, segmenter.eval()
+    save_checkpoint(tmp_path / "best.safetensors", segmenter.eval(), config)
+    return config, segmenter
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "best.safetensors"
+
+
+def changed(config: Config, *place: str | int, value: Any) -> Config:
+    """``config`` with ``value`` at ``place`` in its section ``model``."""
+    values = config.to_dict()
+    section: Any = values["model"]
+    for key in place[:-1]:
+        section = section[key]
+    section[place[-1]] = value
+    return Config.from_dict(values)
 
 
 def logits_of(segmenter: Segmenter, batch: Any) -> torch.Tensor:
@@ -42,182 +61,176 @@ def logits_of(segmenter: Segmenter, batch: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_a_loaded_model_computes_the_same(
-    trained: Any, batch: Any, tmp_path: Path, everything: bool
+    trained: Any, batch: Any, path: Path, everything: bool
 ) -> None:
     config, segmenter = trained
-    path = tmp_path / "best.safetensors"
     save_checkpoint(path, segmenter, config, everything=everything, extra={"step": 7})
-    metadata = read_checkpoint(path).metadata
-    assert metadata["holds"] == ("everything" if everything else "trainable")
-    assert metadata["step"] == 7 and read_checkpoint(path).config == config
-    assert len(metadata["backbone"]["sha256"]) == 64
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.metadata["holds"] == ("everything" if everything else "trainable")
+    assert checkpoint.metadata["step"] == 7 and checkpoint.config == config
+    assert len(checkpoint.metadata["backbone"]["sha256"]) == len(checkpoint.sha256) == 64
     expected = segmenter.state_dict() if everything else segmenter.trainable_state()
     assert set(load_file(path)) == set(expected)
-    loaded = load_segmenter(read_checkpoint(path), config)
-    assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
-    assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
+    assert torch.equal(logits_of(load_segmenter(checkpoint), batch), logits_of(segmenter, batch))
+    assert [file.name for file in path.parent.iterdir()] == ["best.safetensors"]
 
 
 def test_everything_needs_no_file_of_clip_weights(
-    trained: Any, batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, batch: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, segmenter = trained
     sizes = load.sizes_of_state(load.read_weights(config.model.backbone.weights))
     monkeypatch.setitem(load.BACKBONES, "tiny", sizes)
-    values = config.to_dict()
-    values["model"]["backbone"] = {"name": "tiny", "weights": None}
-    path = tmp_path / "whole.safetensors"
-    save_checkpoint(path, segmenter, Config.from_dict(values), everything=True)
+    named = changed(config, "backbone", value={"name": "tiny", "weights": None})
+    save_checkpoint(path, segmenter, named, everything=True)
     loaded = load_segmenter(read_checkpoint(path))
     assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
 
 
-def test_a_random_backbone_is_kept_whole_unasked(tiny_config: Make, tmp_path: Path) -> None:
-    """Nothing could name it, so what trained on it would be lost."""
-    config = tiny_config("vit")
-    segmenter = build_segmenter(config.model, image_size=64, max_tokens=9)
-    segmenter.backbone["sha256"] = None
-    save_checkpoint(tmp_path / "x.safetensors", segmenter, config)
-    assert read_checkpoint(tmp_path / "x.safetensors").metadata["holds"] == "everything"
+def test_a_random_backbone_is_always_saved(trained: Any, path: Path) -> None:
+    config, segmenter = trained
+    segmenter.backbone["sha256"] = None  # nothing could find it again
+    save_checkpoint(path, segmenter, config)
+    assert read_checkpoint(path).metadata["holds"] == "everything"
 
 
-def test_positions_of_longer_sentences_stay(tiny_config: Make, batch: Any, tmp_path: Path) -> None:
+def test_positions_of_longer_sentences_stay(tiny_config: Make, batch: Any, path: Path) -> None:
     """A model trained on 22 tokens reads 9 as before, whatever data set it is tested on."""
     longer = {"data": {"dataset": ["refcoco", "refcocog_u"], "max_words": None}}
     config = tiny_config("vit", {"train_positions": True}, **longer)
     segmenter = build_segmenter(config.model, image_size=64, max_tokens=22)
-    path = tmp_path / "best.safetensors"
     save_checkpoint(path, segmenter, config)
-    chosen = choose_config(read_checkpoint(path), None, ["data.dataset=refcoco"])
-    loaded = load_segmenter(read_checkpoint(path), chosen)
+    checkpoint = read_checkpoint(path)
+    chosen = choose_config(checkpoint, None, ["data.dataset=refcoco"])
+    loaded = load_segmenter(checkpoint, chosen)
     assert loaded.encoder.clip.text.positions.shape[0] == 22
     assert torch.equal(logits_of(loaded, batch), logits_of(segmenter, batch))
-    with pytest.raises(ValueError, match=r"of another shape .*positions"):
-        load_segmenter(
-            read_checkpoint(path), choose_config(read_checkpoint(path), None, ["data.max_words=23"])
-        )
+    with pytest.raises(ValueError, match="positions"):
+        load_segmenter(checkpoint, choose_config(checkpoint, None, ["data.max_words=23"]))
 
 
 def test_heads_that_no_shape_shows_are_compared(
-    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the configuration leaves them at a default that is another one today."""
-    config = tiny_config("vit", {"bridges": [{"name": "bridger", "dim": 16}]})
+    """Also where the configuration leaves them at a default that has changed since."""
+    config, segmenter = trained
+    config = changed(config, "bridges", 0, value={"name": "bridger", "dim": 16})
     segmenter = build_segmenter(config.model, image_size=64, max_tokens=9)
-    path = tmp_path / "best.safetensors"
     save_checkpoint(path, segmenter, config)
-    stored = read_checkpoint(path).metadata["hyperparameters"]
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint.metadata["hyperparameters"]
     assert stored["heads"]["encoder.bridges.0.stages.0.image_interactor.attention"] == 8
     assert stored["stride"]["encoder.clip.visual.patch_embed"] == 16
-    load_segmenter(read_checkpoint(path), config)
+    load_segmenter(checkpoint)
     monkeypatch.setitem(Bridger.__init__.__kwdefaults__, "heads", 4)
     with pytest.raises(ValueError, match=r"best\.safetensors: .*attention has heads 8 .* 4 in"):
-        load_segmenter(read_checkpoint(path), config)
-
-
-def test_a_rate_of_a_module_is_no_architecture(tiny_config: Make, tmp_path: Path) -> None:
-    bridger = {"name": "bridger", "dim": 16, "heads": 4}
-    config = tiny_config("vit", {"bridges": [bridger]})
-    path = tmp_path / "best.safetensors"
-    save_checkpoint(path, build_segmenter(config.model, image_size=64, max_tokens=9), config)
-    load_segmenter(
-        read_checkpoint(path), tiny_config("vit", {"bridges": [bridger | {"lr_scale": 10}]})
-    )
-
-
-def test_another_backbone_is_refused(trained: Any, tmp_path: Path) -> None:
-    config, segmenter = trained
-    path, other = tmp_path / "best.safetensors", tmp_path / "other.pt"
-    save_checkpoint(path, segmenter, config)
-    weights = load.read_weights(config.model.backbone.weights)
-    torch.save({key: value.half() * 1.5 for key, value in weights.items()}, other)
-    values = config.to_dict()
-    values["model"]["backbone"]["weights"] = str(other)
-    with pytest.raises(ValueError, match="SHA-256") as error:
-        load_segmenter(read_checkpoint(path), Config.from_dict(values))
-    assert str(other) in str(error.value) and segmenter.backbone["sha256"] in str(error.value)
+        load_segmenter(checkpoint)
 
 
 @pytest.mark.parametrize(("key", "value"), [("dim", 32), ("heads", 2)])
 def test_another_architecture_is_refused_by_name(
-    trained: Any, tmp_path: Path, key: str, value: int
+    trained: Any, path: Path, key: str, value: int
 ) -> None:
     """Also where all shapes agree, as with the number of heads."""
-    config, segmenter = trained
-    path = tmp_path / "best.safetensors"
-    save_checkpoint(path, segmenter, config)
-    values = config.to_dict()
-    was = values["model"]["bridges"][0][key]
-    values["model"]["bridges"][0][key] = value
-    message = f"model.bridges.0.{key} is {was} in it and {value} in the config"
-    with pytest.raises(ValueError, match=message):
-        load_segmenter(read_checkpoint(path), Config.from_dict(values))
+    other = changed(trained[0], "bridges", 0, key, value=value)
+    with pytest.raises(ValueError, match=rf"model\.bridges\.0\.{key} .* {value} "):
+        load_segmenter(read_checkpoint(path), other)
 
 
-def test_dropout_is_no_other_architecture(trained: Any, tmp_path: Path) -> None:
-    config, segmenter = trained
-    path = tmp_path / "best.safetensors"
-    save_checkpoint(path, segmenter, config)
-    values = config.to_dict()
-    values["model"]["decoder"]["dropout"] = 0.0
-    load_segmenter(read_checkpoint(path), Config.from_dict(values))
+@pytest.mark.parametrize(
+    "change",
+    [{"place": ("decoder", "dropout"), "value": 0.0}, {"place": ("bridges", 0, "lr_scale")}],
+)
+def test_options_of_training_are_no_other_architecture(
+    trained: Any, path: Path, change: Any
+) -> None:
+    other = changed(trained[0], *change["place"], value=change.get("value", 10))
+    load_segmenter(read_checkpoint(path), other)
 
 
-def test_weights_that_lack_a_key_are_refused(trained: Any, tmp_path: Path) -> None:
+def test_weights_that_lack_a_key_are_refused(trained: Any, path: Path) -> None:
     config, segmenter = trained
     state = segmenter.trainable_state()
     lost = next(iter(state))
     state.pop(lost)
     segmenter.trainable_state = lambda: state
-    path = tmp_path / "best.safetensors"
     save_checkpoint(path, segmenter, config)
-    with pytest.raises(ValueError, match="1 missing") as error:
-        load_segmenter(read_checkpoint(path), config)
-    assert lost in str(error.value)
+    with pytest.raises(ValueError, match=re.escape(lost)):
+        load_segmenter(read_checkpoint(path))
 
 
 def test_other_files_are_told_apart(clip_file: Make, tmp_path: Path) -> None:
     missing, text, foreign = (tmp_path / name for name in ("no.safetensors", "a.txt", "b.st"))
     text.write_text("hello")
     save_file({"x": torch.zeros(1)}, foreign)
-    for path, message in (
+    for path, word in (
         (missing, "no such checkpoint"),
-        (tmp_path, "is a folder; give the best.safetensors"),
+        (tmp_path, "folder"),
         (text, "not a checkpoint"),
-        (foreign, "not a checkpoint of this project"),
-        (clip_file("vit"), "set model.backbone.weights to CLIP weights"),
+        (foreign, "format"),
+        (clip_file("vit"), "model.backbone.weights"),
     ):
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{re.escape(word)}"):
             read_checkpoint(path)
-        assert str(error.value).startswith(f"{path}: ")
 
 
 def test_the_config_is_the_checkpoints_own_unless_another_is_given(
-    trained: Any, tmp_path: Path
+    trained: Any, path: Path
 ) -> None:
-    config, segmenter = trained
-    path = tmp_path / "best.safetensors"
-    save_checkpoint(path, segmenter, config)
-    assert choose_config(read_checkpoint(path), None, []) == config
-    assert choose_config(read_checkpoint(path), None, ["eval.threshold=0.5"]).eval.threshold == 0.5
-    given = tmp_path / "given.yaml"
+    checkpoint = read_checkpoint(path)
+    assert choose_config(checkpoint, None, []) == trained[0]
+    assert choose_config(checkpoint, None, ["eval.threshold=0.5"]).eval.threshold == 0.5
+    given = path.with_name("given.yaml")
     given.write_text("eval: {threshold: 0.6}")
-    assert choose_config(read_checkpoint(path), given, []).eval.threshold == 0.6
-    with pytest.raises(ValueError, match="did you mean 'threshold'"):
-        choose_config(read_checkpoint(path), None, ["eval.treshold=0.5"])
+    assert choose_config(checkpoint, given, []).eval.threshold == 0.6
+    with pytest.raises(ValueError, match="treshold"):
+        choose_config(checkpoint, None, ["eval.treshold=0.5"])
 
 
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        ("RN101", "get it with `python tools/download_weights.py RN101`"),
+        ("RN101", "python tools/download_weights.py RN101"),
         ("demo-vit", "git restore pretrain/demo-vit.pt"),
     ],
 )
-def test_a_backbone_that_is_nowhere_says_where_to_get_it(
-    tiny_config: Make, tmp_path: Path, name: str, way: str
+def test_a_missing_backbone_says_where_to_get_it(
+    tiny_config: Make, path: Path, name: str, way: str
 ) -> None:
     config = tiny_config("vit", {"backbone": {"name": name, "weights": "pretrain/none.pt"}})
     metadata = {"holds": "trainable", "backbone": {"name": name, "sha256": "0" * 64}}
-    with pytest.raises(ValueError, match=f"the {name} with SHA-256 000.*{way}"):
-        find_backbone(config, Checkpoint(tmp_path / "best.safetensors", config, metadata))
+    with pytest.raises(ValueError, match=f"{name}.*{'0' * 64}.*{re.escape(way)}"):
+        find_backbone(config, Checkpoint(path, config, metadata))
+
+
+def test_differences_name_dotted_keys() -> None:
+    ours = {"a": {"b": 1, "c": [{"d": 2}]}, "e": [], "run": {"folder": "a"}}
+    theirs = {"a": {"b": 1, "c": [{"d": 3}, {"d": 4}]}, "e": [5], "run": {"folder": "b"}}
+    assert find_differences(ours, ours) == {}
+    found = find_differences(ours, theirs, ignored=("run.",))
+    assert found["a.c.0.d"] == (2, 3) and found["a.c.1.d"][1] == 4 and found["e"] == ([], [5])
+    assert describe_differences(found).startswith("a.c.0.d is 2, was 3; ")
+    assert find_differences(ours, theirs, ignored=("run.", "a.", "e")) == {}
+
+
+@pytest.mark.parametrize("tuning", ["full", "frozen"])
+def test_a_checkpoint_holds_the_clip_that_trained(
+    tuning: str, tiny_config: Make, clip_file: Make, batch: tuple, tmp_path: Path
+) -> None:
+    weights = tmp_path / "clip.pt"
+    weights.write_bytes(clip_file("vit").read_bytes())
+    backbone = {"name": None, "weights": str(weights), "tuning": tuning}
+    config = tiny_config("vit", {"backbone": backbone})
+    segmenter = build_segmenter(config.model, image_size=64, max_tokens=9)
+    if tuning == "full":
+        torch.nn.init.normal_(segmenter.encoder.clip.text.positions)
+    path, (image, ids, _) = tmp_path / "best.safetensors", batch
+    save_checkpoint(path, segmenter, config)
+    assert (
+        read_checkpoint(path).metadata["holds"]
+        == {"full": "everything", "frozen": "trainable"}[tuning]
+    )
+    loaded = load_segmenter(read_checkpoint(path))
+    with torch.no_grad():
+        logits = [model.eval()(image, ids) for model in (loaded, segmenter)]
+    assert torch.equal(*logits)

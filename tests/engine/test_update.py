@@ -1,11 +1,16 @@
-"""One update: what fp16's scaler adds, and what reaches the weights."""
+"""One update: rates, what fp16's scaler adds, and what reaches the weights."""
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from engine.update import GuardedAdam, Update
+from engine.precision import store_frozen
+from engine.update import GuardedAdam, Update, rate_factor
+from model import build_segmenter
+from utils.config import TrainConfig
 from utils.distributed import Processes
 
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
@@ -62,3 +67,72 @@ def test_what_is_frozen_stays(parts: Any) -> None:
     before = segmenter.frozen.weight.clone()
     update(batch)
     assert torch.equal(segmenter.frozen.weight, before)
+
+
+def test_a_compiled_update_is_the_same_update(
+    tiny_config: Callable, batch: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def compile_quickly(module: torch.nn.Module) -> Any:
+        compiled.append(module)
+        return whole(module, backend="eager", fullgraph=True)
+
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    rows = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        segmenter = build_segmenter(tiny_config("vit").model, image_size=64, max_tokens=9).train()
+        groups = segmenter.parameter_groups(lr=1e-3, encoder_lr_scale=1.0)
+        adam = GuardedAdam(groups, weight_decay=0.0)
+        update = Update(segmenter, adam, processes=ALONE, precision="fp32", compiles=compiles)
+        parts = dict(zip(("image", "ids", "mask"), batch, strict=True))
+        rows.append([update(parts)[0] for _ in range(2)])
+    assert compiled == [segmenter]
+    torch.testing.assert_close(*rows)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_frozen_weights_in_bf16_change_no_bit_and_stay(
+    kind: str, tiny_config: Callable, batch: tuple
+) -> None:
+    segmenter = build_segmenter(tiny_config(kind).model, image_size=64, max_tokens=9).eval()
+    outcomes = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = segmenter(*batch[:2])
+        trains = [p for p in segmenter.parameters() if p.requires_grad]
+        outcomes.append((logits, torch.autograd.grad(logits.float().sum(), trains)))
+        store_frozen(segmenter, "bf16")
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+    types = {name: value.dtype for name, value in segmenter.encoder.clip.named_parameters()}
+    halves = {name for name, dtype in types.items() if dtype == torch.bfloat16}
+    assert "visual.positions" not in halves and "text.token_embed.weight" not in halves
+    assert {name for name in types if name.endswith("q_proj.weight")} <= halves
+    assert all(p.dtype == torch.float32 for p in trains)
+
+
+def factors(num: int, **options: object) -> list[float]:
+    config = TrainConfig(**options)
+    return [rate_factor(step, config, total_steps=num, steps_per_epoch=2) for step in range(num)]
+
+
+def test_step_falls_at_each_milestone() -> None:
+    expected = [1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+    assert factors(8, milestones=[1, 3], gamma=0.1) == pytest.approx(expected)
+
+
+def test_warmup_rises_linearly_and_reaches_the_rate() -> None:
+    assert factors(6, warmup_steps=4) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+
+
+def test_cosine_ends_near_zero_by_steps_or_by_time() -> None:
+    values = factors(100, schedule="cosine")
+    assert values[0] == 1 and values[50] == pytest.approx(0.5) and values[-1] < 1e-3
+    assert all(a > b for a, b in pairwise(values))
+    cosine, of_run = TrainConfig(schedule="cosine"), {"total_steps": 100, "steps_per_epoch": 2}
+    halfway = rate_factor(1, cosine, **of_run, time_share=0.5)
+    assert halfway == pytest.approx(0.5)
+    over = rate_factor(1, cosine, **of_run, time_share=1.2)
+    assert over == pytest.approx(0)

@@ -1,8 +1,13 @@
-"""The order of samples."""
+"""The order of samples, and the sizes of batches."""
 
 from itertools import chain
+from typing import Any
 
-from engine.loaders import BatchOrder
+import pytest
+import torch
+
+from engine.loaders import BatchOrder, check_batch_size
+from utils.distributed import Processes
 
 
 def order(**options: int) -> list[list[int]]:
@@ -30,3 +35,18 @@ def test_processes_share_every_batch() -> None:
 def test_an_epoch_goes_on_at_any_batch() -> None:
     for start in range(4):
         assert order(start=start) == order()[start:]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch", "world_size"), [(1, None, 1), (4, 1, 1), (6, 2, 2)]
+)
+def test_one_sentence_alone_has_nothing_to_be_normalised_by(
+    config_of: Any, fake_set: Any, batch_size: int, micro_batch: int | None, world_size: int
+) -> None:
+    train = {"batch_size": batch_size, "micro_batch": micro_batch}
+    processes = Processes(rank=0, world_size=world_size, device=torch.device("cpu"))
+    check_batch_size(config_of(train=train), fake_set(), processes)
+    cris = {"decoder": {"neck": "fpn"}}
+    check_batch_size(config_of(model=cris), fake_set(), processes)
+    with pytest.raises(ValueError, match=r"train\.micro_batch: .*neck: fpn"):
+        check_batch_size(config_of(train=train, model=cris), fake_set(), processes)
