@@ -128,6 +128,21 @@ def test_groups_keep_their_rates(folder: Any, config_of: Any, trainer_of: Any) -
     assert rates == pytest.approx({"encoder": 1e-3, "decoder": 1e-4})
 
 
+def test_the_rates_of_the_config_reach_the_groups(
+    folder: Any, config_of: Any, trainer_of: Any, fake_segmenter: Any, monkeypatch: Any
+) -> None:
+    given: list[dict[str, float]] = []
+    groups = fake_segmenter.parameter_groups
+
+    def spy(self: Any, **rates: float) -> Any:
+        given.append(rates)
+        return groups(self, **rates)
+
+    monkeypatch.setattr(fake_segmenter, "parameter_groups", spy)
+    trainer_of(folder("run"), config_of(train={"lr": 1e-3, "backbone_lr_scale": 0.5}))
+    assert given == [{"lr": 1e-3, "encoder_lr_scale": 1.0, "backbone_lr_scale": 0.5}]
+
+
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_what_is_not_finite_stops_before_the_update(
     folder: Any, config_of: Any, trainer_of: Any, where: str
