@@ -46,7 +46,7 @@ class PixelStore:
             raise ValueError(
                 f"{self.path} was made by format {header.get('format')} and OpenCV "
                 f"{header.get('opencv')}, and these are {FORMAT} and {cv2.__version__}; "
-                f"make it anew, or delete it: {self._command} --force"
+                f"delete it, or make it again: {self._command} --force"
             )
 
     def get(self, name: str, box: Letterbox) -> np.ndarray | None:
