@@ -26,8 +26,6 @@ from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")
-METHOD_NAME = r"(?!.*-seed)[\w.+-]+"
-NAME_RULE = "should consist of letters, digits, '_', '.', '+' and '-', without '-seed'"
 # Keys in which the seeds of one method may differ.
 KEYS_OF_A_RUN = ("train.seed", "run.", "data.root", "data.workers")
 KEYS_WITHOUT_EFFECT = (
@@ -114,9 +112,7 @@ def open_recording(
         )
     state = _read_last_state(checkpoint.parent)
     config_file = saved.metadata.get("config_file")  # checkpoints of earlier versions lack it
-    method = name or _method_name(trained, config_file)
-    if not re.fullmatch(METHOD_NAME, method):
-        raise ValueError(f"--record {method}: {NAME_RULE}, which is added")
+    method = check_method_name(name or _method_name(trained, config_file))
     path = folder / f"{method}-seed{trained.train.seed}.json"
     if path.exists():
         recorded = read_results(path)[0]["checkpoint"]["sha256"]
@@ -126,6 +122,16 @@ def open_recording(
                 "edited: give --record another name"
             )
     return Recording(path, method, config_file, checkpoint.parent / "run.log", state)
+
+
+def check_method_name(name: str) -> str:
+    """Return ``name`` if files can be called ``<name>-seed0``; ``ValueError`` if not."""
+    if not re.fullmatch(r"[\w.+-]+", name) or "-seed" in name:
+        raise ValueError(
+            f"the name {name!r} should consist of letters, digits, '_', '.', '+' and '-', without "
+            "'-seed', which is added"
+        )
+    return name
 
 
 def list_departures(record: Mapping[str, Any]) -> list[str]:

@@ -61,9 +61,14 @@ def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], command: str) -> int:
             for outcome in run_jobs(to_do, slots, commands):
                 ended.append(outcome)
                 rest = "" if commands.stopped else _describe_rest(ended, len(to_do), len(slots))
-                result = _describe_result(outcome, commands.stopped)
-                took = _format_duration(outcome.seconds)
-                print(f"{outcome.job.name}: {result} ({took}{rest})", flush=True)
+                took = f"{_format_duration(outcome.seconds)}{rest}"
+                result = f"failed: {outcome.failure}"
+                if outcome.run:
+                    scores = (f"{x} {score['oIoU']:.2f}" for x, score in outcome.run.splits.items())
+                    result = f"oIoU {', '.join(scores)}"
+                elif commands.stopped:
+                    result = "stopped"
+                print(f"{outcome.job.name}: {result} ({took})", flush=True)
         runs |= {outcome.job.name: outcome.run for outcome in ended if outcome.run}
         if commands.stopped:
             counts = count_jobs(len(jobs), len(runs))
@@ -211,13 +216,6 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 def count_jobs(jobs: int, done: int) -> str:
     return f"{jobs} job{'s' * (jobs != 1)}, {done} done"
-
-
-def _describe_result(outcome: Outcome, stopped: int) -> str:
-    if outcome.run:
-        scores = (f"{label} {score['oIoU']:.2f}" for label, score in outcome.run.splits.items())
-        return f"oIoU {', '.join(scores)}"
-    return "stopped" if stopped else f"failed: {outcome.failure}"
 
 
 def _describe_rest(ended: Sequence[Outcome], jobs: int, slots: int) -> str:

@@ -1,7 +1,6 @@
 """Read a sweep from a YAML file: methods, overrides, seeds and the keys of all runs."""
 
 import json
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError
 
-from engine.record import METHOD_NAME, NAME_RULE
+from engine.record import check_method_name
 from utils.config import Count, Section, explain, read_yaml_file
 from utils.yaml_files import parse_yaml
 
@@ -26,14 +25,8 @@ def _check_keys(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return options
 
 
-def _check_name(name: str) -> str:
-    if not re.fullmatch(METHOD_NAME, name):
-        raise ValueError(NAME_RULE)
-    return name
-
-
 def _check_folder(folder: str) -> str:
-    _check_name(Path(folder).name)
+    check_method_name(Path(folder).name)
     return folder
 
 
@@ -49,7 +42,7 @@ def _check_parallel(value: Any) -> Any:
     return value
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+Name = Annotated[str, AfterValidator(check_method_name)]
 Options = Annotated[dict[str, JsonValue], AfterValidator(_check_keys)]
 Value = TypeVar("Value")
 Distinct = Annotated[list[Value], AfterValidator(_check_distinct)]
