@@ -220,16 +220,11 @@ def evaluate_by(
     rows = sorted(row for part in processes.gather(counts) for row in part)
     results = {}
     for place, protocol in enumerate(protocols):
-        records = [
-            Record(
-                index,
-                samples[index].ref_id,
-                samples[index].sentence_id,
-                samples[index].sentence,
-                *pixels[2 * place : 2 * place + 2],
-            )
-            for index, *pixels in rows
-        ]
+        records = []
+        for index, *pixels in rows:
+            sample, (intersection, union) = samples[index], pixels[2 * place : 2 * place + 2]
+            ids = sample.ref_id, sample.sentence_id
+            records.append(Record(index, *ids, sample.sentence, intersection, union))
         results[protocol] = Result(metrics_from_records(records), records)
     return results
 

@@ -1,4 +1,4 @@
-"""How many parameters of a model train, and how many are frozen."""
+"""Count the parameters of a model that train and those that are frozen, by part."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from utils.config import Config
 
 
 def count(config: Config) -> dict[str, Any]:
-    """Numbers of parameters by part, for the model of a configuration; needs no weights.
+    """Count parameters by part for the model of a configuration; no file of weights is needed.
 
-    ``backbone`` are CLIP's own that train, ``attached`` what trains in, between and beside its
-    towers. Shares are ``attached`` over the frozen ones of the image tower and of both.
+    ``backbone`` counts CLIP's own parameters that train, ``attached`` what trains in, between and
+    beside its towers. Shares are ``attached`` over the frozen ones of the image tower and of both.
     """
     with torch.device("meta"):
         segmenter = build_segmenter(
@@ -28,13 +28,8 @@ def count(config: Config) -> dict[str, Any]:
     def size(module: nn.Module, trains: bool = True) -> int:
         return sum(p.numel() for p in module.parameters() if p.requires_grad == trains)
 
-    def affine(module: nn.Module) -> int:
-        """Scales and shifts of frozen normalisation layers, which are buffers there."""
-        norms = (m for m in module.modules() if isinstance(m, FrozenNorm))
-        return sum(norm.weight.numel() + norm.bias.numel() for norm in norms)
-
     def tuned(tower: str) -> int:
-        """Of CLIP's own parameters, those that train because all do."""
+        """Count CLIP's own parameters that train because all do."""
         named = getattr(clip, tower).named_parameters(prefix=tower)
         return sum(parameter.numel() for name, parameter in named if name in clip.tuned)
 
@@ -57,7 +52,10 @@ def count(config: Config) -> dict[str, Any]:
     parts["neck"] = size(decoder.neck)
     parts["decoder"] = size(decoder.transformer) if decoder.transformer is not None else 0
     parts["projector"] = size(decoder.projector)
-    image = size(clip.visual, trains=False) + affine(clip.visual)
+    # Scales and shifts of frozen normalisation layers are buffers.
+    norms = [module for module in clip.visual.modules() if isinstance(module, FrozenNorm)]
+    image = sum(norm.weight.numel() + norm.bias.numel() for norm in norms)
+    image += size(clip.visual, trains=False)
     text = size(clip.text, trains=False)
     return {
         "parts": parts,
