@@ -31,9 +31,9 @@ def train(config: Config, rank: int) -> str:
     )
     parallel = DistributedDataParallel(segmenter.train())
     optimizer = torch.optim.SGD(segmenter.parameter_groups(lr=0.1, encoder_lr_scale=1.0))
-    image = torch.randint(0, 256, (1, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
-    ids = torch.tensor([[49406, 320, 736, 49407, *[0] * (MAX_WORDS - 4)]])
-    mask = torch.randint(0, 2, (1, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    image = torch.randint(0, 256, (2, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    ids = torch.tensor([[49406, 320, 736, 49407, *[0] * (MAX_WORDS - 4)]] * 2)
+    mask = torch.randint(0, 2, (2, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
     for _ in range(2):
         optimizer.zero_grad()
         text_to_pixel_loss(parallel(image, ids), mask).backward()
