@@ -1,4 +1,4 @@
-"""docs/adding-an-adapter.md keeps its word: its file, followed step by step, trains."""
+"""The pages on adding modules: the adapter is added step by step, bridge and side network train."""
 
 import json
 import os
@@ -19,7 +19,9 @@ from pages import ROOT, blocks, read
 from engine.checkpoint import read_checkpoint
 from engine.parameters import count
 from model.adapters import ADAPTERS
+from model.bridges import BRIDGES
 from model.loss import text_to_pixel_loss
+from model.side import SIDES
 from utils.config import load_config
 from utils.demo.writer import write_demo
 from utils.prepare.pack import pack_dataset
@@ -129,3 +131,41 @@ def test_the_lines_of_the_dictionary_fit() -> None:
 def test_every_kind_of_method_has_its_folder() -> None:
     for folder in ("adapters", "bridges", "side"):
         assert f"`model/{folder}/`" in read(PAGE) and (ROOT / "model" / folder).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("page", "registry", "name", "model"),
+    [
+        ("docs/adding-a-bridge.md", BRIDGES, "MeanExchange", {"bridges": [{"name": "new"}]}),
+        (
+            "docs/adding-a-side-network.md",
+            SIDES,
+            "MapSum",
+            {"bridges": [], "side": {"name": "new"}},
+        ),
+    ],
+)
+def test_bridge_and_side_network_start_at_clip_and_train(
+    page: str,
+    registry: dict,
+    name: str,
+    model: dict,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_segmenter: Callable,
+    batch: tuple[torch.Tensor, ...],
+) -> None:
+    (source,) = (block.text for block in blocks(page, "python"))
+    module = ModuleType("new")
+    exec(source, vars(module))
+    monkeypatch.setitem(registry, "new", getattr(module, name))
+    image, ids, mask = batch
+    plain, changed = (tiny_segmenter("vit", part).eval() for part in ({"bridges": []}, model))
+    changed.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(changed(image, ids), plain(image, ids))
+    added = changed.trainable_state().keys() - plain.trainable_state().keys()
+    before = {key: value.clone() for key, value in changed.state_dict().items()}
+    text_to_pixel_loss(changed.train()(image, ids), mask).backward()
+    torch.optim.SGD(changed.parameter_groups(lr=0.1, encoder_lr_scale=1.0)).step()
+    moved = {key for key, value in changed.state_dict().items() if not value.equal(before[key])}
+    assert added and added <= moved <= changed.trainable_state().keys()
