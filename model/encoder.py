@@ -52,8 +52,12 @@ class Encoder(nn.Module):
         self.clip, self.bridges, self.tap_steps = clip, nn.ModuleList(bridges), tuple(tap_steps)
 
     def forward(self, image: Tensor, ids: Tensor) -> Features:
-        """Normalized images ``(B, 3, S, S)`` and token ids ``(B, L)`` -> features."""
-        return self.finish([self.begin(image)], ids)
+        """Normalized images ``(B, 3, S, S)`` and token ids ``(B, L)`` -> features.
+
+        The result is that of :meth:`begin` and :meth:`finish`. The towers run step by step, since
+        the order of the steps is that in which gradients of shared parameters are added.
+        """
+        return self.finish([ImageState(self.clip.visual.embed(image), step=-1)], ids)
 
     def begin(self, image: Tensor) -> ImageState:
         """Compute from normalized images ``(B, 3, S, S)`` what depends on no sentence.
