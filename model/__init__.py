@@ -12,6 +12,7 @@ from model.adapters import ADAPTERS
 from model.backbones import (
     CLIP,
     check_sizes_match,
+    find_weights,
     load_weights,
     read_weights,
     sha256_of,
@@ -119,13 +120,14 @@ def build_clip(
             f"`python tools/download_weights.py {name or 'RN101'}` and set the key to it"
         )
     if weights and (load or name is None):
-        state = read_weights(weights)
+        file = find_weights(weights)
+        state = read_weights(file)
         sizes = sizes_of_state(state)
         if name is not None:
             check_sizes_match(name, sizes, weights)
         clip = CLIP(sizes, image_size=image_size, max_tokens=max_tokens, norm=norm)
         load_weights(clip, state, weights)
-        backbone["sha256"] = sha256_of(weights)
+        backbone["sha256"] = sha256_of(file)
         return clip, backbone
     if name is None:
         raise ValueError("model.backbone: give a name, a file of weights or both")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.files import sha256_of
+
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "pretrain/demo-etris.safetensors"
 
@@ -48,11 +50,22 @@ def test_only_one_name_is_installed(environment: Path, tmp_path: Path) -> None:
     assert output.stdout == "['ris_adapters']\n"
 
 
-@pytest.mark.parametrize("command", ["ris-train", "ris-test", "ris-data"])
-def test_commands_explain_themselves(environment: Path, tmp_path: Path, command: str) -> None:
-    run = [environment / "bin" / command, "--help"]
+def test_commands_explain_themselves(environment: Path, tmp_path: Path) -> None:
+    assert all((environment / f"bin/ris-{name}").is_file() for name in ("train", "test", "predict"))
+    run = [environment / "bin/ris-data", "--help"]
     output = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "examples:" in output.stdout
+
+
+def test_weights_of_the_project_are_found_from_another_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from model import build_clip
+
+    monkeypatch.chdir(tmp_path)
+    file = "pretrain/demo-vit.pt"
+    _, backbone = build_clip("demo-vit", file, image_size=80, max_tokens=17)
+    assert backbone["sha256"] == sha256_of(ROOT / file)
 
 
 def test_a_picture_from_another_folder(environment: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from .clip import BACKBONES, CLIP, Sizes, file_name
 from .resnet import ModifiedResNet
 
 State = dict[str, Tensor]
+PROJECT = Path(__file__).resolve().parents[2]
 
 # OpenAI's names on the left, ours on the right.
 OPENAI_BLOCK = {
@@ -96,6 +97,12 @@ IMAGE_POSITIONS = {  # in a ViT, a ResNet, an EVA-02
     "visual.attnpool.positional_embedding",
     "visual.positions",
 }
+
+
+def find_weights(path: str | Path) -> Path:
+    """Return ``path``, or this project's file if the working folder has no file of that name."""
+    path, ours = Path(path), PROJECT / path  # an absolute path stays as it is
+    return ours if ours.is_file() and not path.is_file() else path
 
 
 def read_weights(path: str | Path) -> State:
