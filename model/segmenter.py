@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from model.backbones.resnet import ModifiedResNet
+from model.backbones.state import Features
 from model.decoder import Decoder
 from model.encoder import Encoder, ImageState
 from model.side import Side
@@ -44,7 +45,8 @@ class Segmenter(nn.Module):
             Logits (B, 1, h, w), four times as fine as the middle map: stride 4 for CLIP's patches
             of 16 and its ResNets.
         """
-        return self.finish([self.begin(image)], ids)
+        features = self.encoder(self.encoder.clip.normalize(image), ids)
+        return self._decode(features, ids)
 
     def begin(self, image: Tensor) -> ImageState:
         """Compute from images (B, 3, S, S) what all sentences about them share."""
@@ -52,7 +54,9 @@ class Segmenter(nn.Module):
 
     def finish(self, states: Sequence[ImageState], ids: Tensor) -> Tensor:
         """Segment what each of B sentences names: states as in :meth:`Encoder.finish` -> logits."""
-        features = self.encoder.finish(states, ids)
+        return self._decode(self.encoder.finish(states, ids), ids)
+
+    def _decode(self, features: Features, ids: Tensor) -> Tensor:
         residual = self.side(features, ids) if self.side is not None else None
         return self.decoder(features, ids, residual)
 
