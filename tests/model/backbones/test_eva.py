@@ -58,6 +58,12 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Draw the same images and tokens in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def state() -> State:
     """Weights of a tiny EVA-02 CLIP in open_clip's layout."""
