@@ -323,8 +323,8 @@ def load_state(path: Path) -> State:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive makes torch raise many types
         raise ValueError(
-            f"{path}: cannot be read ({type(error).__name__}); start over with --fresh, "
-            "which moves the folder aside"
+            f"{path}: cannot be read ({type(error).__name__}); start a new run with --fresh, "
+            "which renames the folder"
         ) from error
 
 
@@ -351,8 +351,8 @@ def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
     if not last.exists():
         if (folder / "best.safetensors").exists():
             raise ValueError(
-                f"{folder}: holds best.safetensors but no last.pt to go on from; --fresh begins "
-                "anew with its files moved aside, run.folder names another folder"
+                f"{folder}: has best.safetensors but no last.pt to continue from; --fresh renames "
+                "the folder and starts a new run, run.folder names another folder"
             )
         return None
     state = load_state(last)
@@ -363,8 +363,8 @@ def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
     )
     if unequal:
         raise ValueError(
-            f"{folder}: holds a run with another config: {describe_differences(unequal)}; --fresh "
-            "begins anew with its files moved aside, run.folder names another folder"
+            f"{folder}: has a run with another config: {describe_differences(unequal)}; --fresh "
+            "renames the folder and starts a new run, run.folder names another folder"
         )
     return state
 
@@ -393,7 +393,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 def restore_random_state(
     states: Sequence[Mapping[str, Tensor]], processes: Processes, *, seed: int
 ) -> None:
-    """Restore what ``random_state`` gave, or seed anew for another number of processes."""
+    """Restore what ``random_state`` gave, or seed again for another number of processes."""
     if len(states) != processes.world_size:
         seed_process(seed, processes.rank)
         logger.warning(

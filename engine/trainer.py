@@ -387,7 +387,7 @@ def train(
     state = processes.share(open_run(config, folder, fresh) if processes.is_main else None)
     start_logging(folder if processes.is_main else None, rank=processes.rank)
     if state is not None and is_finished(state, config):
-        logger.info(f"{folder}: this run is done; --fresh begins it anew, its files moved aside")
+        logger.info(f"{folder}: this run is done; --fresh renames it and starts a new run")
         logger.info(_summary(folder, config, state["step"], state["elapsed"], state["best"]))
         return 0
     if processes.is_main:
@@ -397,7 +397,7 @@ def train(
     if state is not None and state["data_fingerprint"] != train_set.fingerprint:
         raise ValueError(
             f"{folder}: was trained on other data than {config.data.root} holds now (its "
-            "fingerprint differs); prepare the same data, or begin anew with --fresh"
+            "fingerprint differs); prepare the same data, or start a new run with --fresh"
         )
     torch.manual_seed(config.train.seed)
     segmenter = build_segmenter(

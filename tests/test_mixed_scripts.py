@@ -184,7 +184,7 @@ def test_another_choice_of_data_is_another_run(
     assert TRAIN(["--config", str(config_file), "--opts", option]) == 2
     error = capsys.readouterr().err
     key = option.partition("=")[0]
-    assert f"holds a run with another config: {key} is " in error and "--fresh" in error
+    assert f"another config: {key} is " in error and "--fresh" in error
     assert ", was ['demo', 'refcocog_u']" in error or ", was False" in error
 
 
