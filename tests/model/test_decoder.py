@@ -83,6 +83,17 @@ def test_what_a_decoder_reads(kind, tiny_segmenter, batch, options) -> None:
     assert reads_words == (options.get("layers") != 0)
 
 
+@pytest.mark.parametrize("neck", ["fpn", "plain"])
+def test_a_neck_is_one_graph(kind, tiny_segmenter, batch, neck) -> None:
+    image, ids, _ = batch
+    segmenter = tiny_segmenter(kind, {"bridges": [], "decoder": {"neck": neck}}).eval()
+    compiled = torch.compile(segmenter.decoder.neck, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        features = segmenter.encoder(image.float(), ids)
+        inputs = (*features.maps[:-1], features.joint_map), features.sentence
+        torch.testing.assert_close(compiled(*inputs), segmenter.decoder.neck(*inputs))
+
+
 def test_an_unknown_neck_is_named(tiny_segmenter) -> None:
     with pytest.raises(ValueError, match="no neck 'pyramid'"):
         Decoder(tiny_segmenter("vit").encoder.clip, grid=4, max_tokens=9, neck="pyramid")

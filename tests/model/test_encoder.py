@@ -40,14 +40,14 @@ def test_an_image_that_was_seen_before_gives_the_same_logits(
 ) -> None:
     segmenter, step = case
     image, ids, _ = batch
-    seen = [segmenter.begin(one[None]) for one in image]
-    assert [one.step for one in seen] == [step, step]
+    states = [segmenter.begin(one[None]) for one in image]
+    assert [one.step for one in states] == [step, step]
     for i in range(2):
         for j in range(2):
             plain = segmenter(image[i : i + 1], ids[j : j + 1])
-            assert torch.equal(segmenter.finish([seen[i]], ids[j : j + 1]), plain)
+            assert torch.equal(segmenter.finish([states[i]], ids[j : j + 1]), plain)
     rows = [0, 1, 1, 0, 1]
-    shared = segmenter.finish([seen[row] for row in rows], ids[[0, 0, 1, 1, 1]])
+    shared = segmenter.finish([states[row] for row in rows], ids[[0, 0, 1, 1, 1]])
     torch.testing.assert_close(shared, segmenter(image[rows], ids[[0, 0, 1, 1, 1]]))
 
 
@@ -62,9 +62,9 @@ def test_nothing_of_the_image_tower_runs_twice(
     visual, steps = segmenter.encoder.clip.visual, []
     run = visual.run
     monkeypatch.setattr(visual, "run", lambda step, hidden: steps.append(step) or run(step, hidden))
-    seen = segmenter.begin(image[:1])
+    states = segmenter.begin(image[:1])
     assert steps == list(range(min(step + 1, STEPS)))
-    segmenter.finish([seen, seen], ids)
+    segmenter.finish([states, states], ids)
     assert steps == list(range(STEPS))
 
 
@@ -114,5 +114,5 @@ def test_nothing_is_kept_of_what_comes_before_the_first_bridge(
     segmenter, _ = case
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(partial(note, sizes), lambda kept: kept):
-        seen = segmenter.train().begin(batch[0])
-    assert not sizes and not seen.tower.x.requires_grad
+        states = segmenter.train().begin(batch[0])
+    assert not sizes and not states.tower.x.requires_grad

@@ -82,12 +82,23 @@ METHODS: dict[str, tuple[dict, tuple[str, ...]]] = {
         },
         VITS,
     ),
+    "all others in a vit": (
+        {
+            "adapters": [LORA, CONV, ADAPTER],
+            "bridges": [INTERTWINE | {"refresh": "once"}, BRIDGER | {"zoom": "linear"}],
+        },
+        VITS,
+    ),
 }
 FROZEN: dict = {"bridges": []}
 CASES = [(name, kind) for name, (_, kinds) in METHODS.items() for kind in kinds]
 START_NEAR = ("adapter", "adapter as in etris", "compacter", "conv_adapter", "snf", "snf in text")
 # Every method, as many at a time as there is room for: for the laws that take seconds.
-TOGETHER = [("all in a resnet", "tiny-resnet"), ("all in a vit", "tiny-eva")]
+TOGETHER = [
+    ("all in a resnet", "tiny-resnet"),
+    ("all in a vit", "tiny-eva"),
+    ("all others in a vit", "tiny-vit"),
+]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}, {case[1]}")

@@ -71,6 +71,16 @@ def test_autocast_does_not_round_the_residual_stream() -> None:
         assert torch.equal(flow(x), wanted)
 
 
+def test_one_graph_with_its_gradients() -> None:
+    flow = random_flow(24, 4, torch.float32)
+    compiled = torch.compile(flow, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 7, 24, requires_grad=True)
+    sources = [x, *flow.parameters()]
+    with torch.autocast("cpu", torch.bfloat16):
+        gradients = [torch.autograd.grad(f(x).sum(), sources) for f in (flow, compiled)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_a_start_is_near_the_identity() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 50, 768)
