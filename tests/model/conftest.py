@@ -1,5 +1,6 @@
 """Models on tiny random CLIPs, of each kind of image tower that there is."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -46,6 +47,18 @@ def make_model(
         )
 
     return make
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make towers of four blocks that run in four steps, which compile in a third of the time."""
+    for name, module in list(sys.modules.items()):
+        for constant, value in (("STEPS", 4), ("STAGE_ENDS", (1, 2, 3))):
+            if name.startswith("model.") and hasattr(module, constant):
+                monkeypatch.setattr(module, constant, value)
+    for name, sizes in TINIES.items():
+        depths = (4,) if sizes.is_vit else sizes.depths
+        monkeypatch.setitem(TINIES, name, replace(sizes, depths=depths, text_depth=4))
 
 
 @pytest.fixture(params=["tiny-vit", "tiny-eva"])

@@ -237,7 +237,7 @@ def test_weights_held_in_bf16_change_no_bit_under_autocast(make: Callable, batch
 
 @pytest.mark.parametrize(("name", "kind"), TOGETHER)
 def test_one_graph_with_its_gradients(
-    name: str, kind: str, make_model: Callable, batch: tuple
+    name: str, kind: str, few_steps: None, make_model: Callable, batch: tuple
 ) -> None:
     image, ids, mask = batch
     outcomes = []
