@@ -17,13 +17,9 @@ from utils.prepare.refer import read_instances, read_refs
 
 NUM_IMAGES = 60
 FIGURES: dict[str, Any] = {
-    "packing": {"seconds": 100.0, "peak_bytes": [10**9, 10**8]},
+    "packing": {"seconds": 100.0, "peak_bytes": 11e8},
     "opening": {"seconds": 0.1, "bytes": 10**7, "own_bytes_after_items": 2 * 10**7},
-    "bytes": {
-        "packed": {"refcoco.lmdb": 5, "coco-images.lmdb": 35},
-        "an_image_a_reference": 95,
-        "a_mask_a_reference": 5,
-    },
+    "bytes": {"packed": 40, "separate": 100},
 }
 
 
@@ -70,19 +66,16 @@ def test_files_belong_together(run: tuple[int, Path, dict[str, Any]]) -> None:
 
 def test_a_small_run_measures_everything(run: tuple[int, Path, dict[str, Any]]) -> None:
     code, folder, found = run
-    assert code == (0 if all(limit["holds"] for limit in found["limits"]) else 1)
-    measured = [limit["measured"] for limit in found["limits"]]
-    assert len(measured) == 6 and all(value > 0 for value in measured[:4])
+    assert code == (1 if "MISSED" in {limit[-1] for limit in found["limits"]} else 0)
+    assert len(found["limits"]) == 6
     splits = found["packing"]["splits"]
     assert sum(split["images"] for split in splits.values()) == found["images"] == NUM_IMAGES
     assert sum(split["refs"] for split in splits.values()) == pytest.approx(150, abs=3)
-    sizes = {path.name: path.stat().st_size for path in (folder / "lmdb").glob("*.lmdb")}
-    assert found["bytes"]["packed"] == sizes
+    packed = sum(path.stat().st_size for path in (folder / "lmdb").glob("*.lmdb"))
     images = sum(path.stat().st_size for path in (folder / "images/train2014").iterdir())
-    assert images < found["bytes"]["an_image_a_reference"] < 5 * images
-    # the largest: helpers such as git come and go between two looks
-    assert all(max(found[part]["peak_bytes"]) > 10_000_000 for part in ("packing", "opening"))
-    assert {"commit", "command", "versions", "cores"} <= found.keys()
+    assert found["bytes"]["packed"] == packed and images < found["bytes"]["separate"] < 5 * images
+    assert found["packing"]["peak_bytes"] > 10_000_000
+    assert {"commit", "command", "versions"} <= found.keys()
 
 
 def test_its_own_folder_is_used_again_and_no_other(
@@ -104,8 +97,8 @@ def test_its_own_folder_is_used_again_and_no_other(
     ("place", "value", "row"),
     [
         (("packing", "seconds"), 361.0, "packing, time .* 361 s .* 360 s"),
-        (("packing", "peak_bytes"), [1.5e9, 6e8], "packing, peaks .* MB .* 2000 MB"),
-        (("bytes", "an_image_a_reference"), 80, r"packed over .* 47.059 % .* 45 %"),
+        (("packing", "peak_bytes"), 2.1e9, "packing, peaks .* MB .* 2000 MB"),
+        (("bytes", "separate"), 85, r"packed over .* 47.059 % .* 45 %"),
         (("opening", "seconds"), 0.3, "opening, time .* 0.3 s .* 0.2 s"),
         (("opening", "bytes"), 2e8, "opening, more .* 200 MB .* 100 MB"),
         (("opening", "own_bytes_after_items"), 2e8, "100 items, .* 200 MB .* 100 MB"),
@@ -121,7 +114,7 @@ def test_a_missed_limit_is_exit_code_1(
     assert main(["--output", str(output)]) == 1
     (missed,) = (line for line in capsys.readouterr().out.splitlines() if "MISSED" in line)
     assert re.match(row, missed)
-    assert [limit["holds"] for limit in json.loads(output.read_text())["limits"]].count(False) == 1
+    assert [row[-1] for row in json.loads(output.read_text())["limits"]].count("MISSED") == 1
 
 
 @pytest.mark.parametrize(
