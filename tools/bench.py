@@ -135,7 +135,7 @@ def run_case(case: Case) -> Iterator[dict[str, Any]]:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Run the cases, print the table and store the file after every case."""
-    from tools.benchmark.report import FORMAT, MACHINE, SIDE, format_results, summarise
+    from tools.benchmark.report import FORMAT, format_results, summarise
     from utils.files import write_text
     from utils.logging import progress_bar
 
@@ -157,41 +157,43 @@ def measure(arguments: argparse.Namespace) -> int:
         **how,
         "profiles": profile,
         "interrupted": False,
-        "yardstick_machine": MACHINE,
         "code": {},
         "cases": {},
     }
-
-    def store(case: Case, rows: list[dict[str, Any]], failures: dict[str, str]) -> None:
-        if rows or failures:
-            entry = {key: getattr(case, key) for key in ("kind", "config", "precision")}
-            sides = {SIDE: summarise(rows)} if rows else {}
-            results["cases"][case.name] = entry | {"sides": sides, "failures": failures}
-        if arguments.json:
-            write_text(arguments.json, json.dumps(results, indent=1) + "\n")
-
     total = sum(1 if case.is_of_memory else case.rounds for case in cases)
     with progress_bar(total=total, unit="repetition", leave=False) as bar:
         for case in cases:
             bar.set_description(case.name)
             rows: list[dict[str, Any]] = []
-            failures: dict[str, str] = {}
+            start: dict[str, Any] = {}
+            failure = ""
             try:
                 for row in run_case(case):
-                    if code := row.pop("provenance", None):
-                        results["code"] = {SIDE: {k: v for k, v in code.items() if k != "command"}}
-                    else:
-                        rows.append(row)
-                        bar.update()
+                    if "provenance" in row:
+                        start = row
+                        continue
+                    rows.append(row)
+                    bar.update()
             except ChildProcessError as error:
-                failures[SIDE] = str(error)
+                failure = str(error)
             except KeyboardInterrupt:
                 results["interrupted"] = True
-            store(case, rows, failures)
+            if start:
+                code = start["provenance"]
+                results["code"] = {key: code[key] for key in code if key != "command"}
+            if rows or failure:
+                results["cases"][case.name] = {
+                    "case": asdict(case),
+                    "summary": summarise(rows) if rows else None,
+                    "profile": start.get("profile", ""),
+                    "failure": failure,
+                }
+            if arguments.json:
+                write_text(arguments.json, json.dumps(results, indent=1) + "\n")
             if results["interrupted"]:
                 break
     print(format_results(results) + (f"; written to {arguments.json}" if arguments.json else ""))
-    has_failed = any(entry["failures"] for entry in results["cases"].values())
+    has_failed = any(entry["failure"] for entry in results["cases"].values())
     return INTERRUPTED if results["interrupted"] else int(has_failed)
 
 

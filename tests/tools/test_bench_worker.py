@@ -10,7 +10,6 @@ import torch
 from engine.precision import resolve_precision
 from tools.benchmark import machine, worker
 from tools.benchmark.cases import Case
-from tools.benchmark.machine import GROUPS, group_of
 
 DEMO = "config/demo/etris.yaml"
 # bf16 takes seventy times as long where the processor has no instructions for it
@@ -68,33 +67,17 @@ def test_every_case_answers_with_its_figures(kind: str, figures: set[str], measu
     assert row["others"] is None or 0 <= row["others"] <= 1
 
 
-def test_a_profile_divides_the_time_among_kinds_of_operations(measure: Any) -> None:
+def test_a_profile_lists_operations_and_gives_the_least_time(
+    measure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: list[str] = []
+    plain = machine.profile
+    monkeypatch.setattr(machine, "profile", lambda *args: tables.append(plain(*args)))
     row = measure("train", profile=True)
-    shares = {name: value for name, value in row["figures"].items() if name.startswith("in_")}
-    assert set(shares) == {f"in_{group}" for group in (*GROUPS, "python")}
-    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
-    assert all(shares[f"in_{group}"] > 0 for group in ("products", "convolutions", "norms"))
+    assert "aten::addmm" in tables[0] and "convolution" in tables[0]
     # the arithmetic of a step of 2 samples at 160 pixels, at the measured rate
     gflop = row["figures"]["floor"] * row["calibration"][FASTEST]
     assert 2.5 < gflop < 25
-
-
-@pytest.mark.parametrize(
-    ("operation", "group"),
-    [
-        ("aten::addmm", "products"),
-        ("aten::convolution_backward", "convolutions"),
-        ("aten::_softmax_backward_data", "attention"),
-        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
-        ("aten::native_batch_norm", "norms"),
-        ("aten::_to_copy", "copies"),
-        ("aten::_fused_adam_", "optimizer"),
-        ("aten::addcmul", "elementwise"),
-        ("autograd::engine::evaluate_function: AddmmBackward0", None),
-    ],
-)
-def test_operations_are_grouped_by_name(operation: str, group: str | None) -> None:
-    assert group_of(operation) == group
 
 
 def test_a_slow_format_is_measured_on_small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:

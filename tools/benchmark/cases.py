@@ -14,7 +14,6 @@ CONFIGS = (
 PRECISIONS = ("fp32", "bf16")
 PROFILED = ("train", "predict-1", "predict-8", "sentences-8")  # kinds of --profile
 
-
 MODEL_KINDS = {  # a case for each configuration and precision, on the chosen device and threads
     "train": "a training step on 4 samples: forward, backward, optimizer",
     "memory": "the most memory that a process uses in two such steps",

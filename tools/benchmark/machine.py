@@ -1,12 +1,10 @@
-"""Measure the machine: time, matrix rate, load by other processes, memory, kinds of operations."""
+"""Measure the machine: time, matrix rate, load by other processes, memory, operations."""
 
 import ctypes
 import os
 import platform
-import re
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,18 +18,6 @@ PROC = Path("/proc")
 SIDE = 2048
 NUM_PRODUCTS = {"cpu": 3, "cuda": 300}
 MAX_SECONDS = 10.0
-# Kinds of operations by the name that torch gives them; the first pattern that fits counts.
-GROUPS = {
-    "products": r"(mm|addmm|bmm|baddbmm|mv|addmv|dot)_?",
-    "convolutions": r".*convolution.*",
-    "attention": r".*(softmax|attention).*",
-    "norms": r".*norm.*",
-    "copies": r"(.*copy|cat|fill|zero|index).*",
-    "random_numbers": r"random.*|bernoulli.*",
-    "resizing": r"upsample.*",
-    "optimizer": r".*adam.*",
-    "elementwise": r".*",
-}
 
 
 class Clock:
@@ -126,28 +112,13 @@ def measure_peak(device: torch.device, work: Callable[[], Any]) -> dict[str, flo
     return {"bytes": peak, "added_bytes": peak - before}
 
 
-def profile(repeat: Callable[[], dict[str, float]], device: torch.device) -> dict[str, float]:
-    """Run ``repeat``; add the shares of its seconds in each of :data:`GROUPS` as ``in_GROUP``.
-
-    ``in_python`` is all else: Python, the profiler itself and, on a GPU, idle time.
-    """
+def profile(work: Callable[[], Any], device: torch.device) -> str:
+    """Run ``work``; return the table of the operations that took most time."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
     is_gpu = device.type == "cuda"
     with record(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_gpu]) as recorded:
-        figures = repeat()
-    micros: Counter[str] = Counter()
-    for event in recorded.key_averages():
-        if group := group_of(event.key):
-            micros[group] += event.self_device_time_total if is_gpu else event.self_cpu_time_total
-    shares = {f"in_{name}": micros[name] / 1e6 / figures["seconds"] for name in GROUPS}
-    return figures | shares | {"in_python": max(0.0, 1 - sum(shares.values()))}
-
-
-def group_of(operation: str) -> str | None:
-    """Return the group of an operation such as ``aten::addmm``; None for other events."""
-    library, _, name = operation.partition("::")
-    if library != "aten":
-        return None
-    return next(group for group, pattern in GROUPS.items() if re.fullmatch(pattern, name))
+        work()
+    order = "self_device_time_total" if is_gpu else "self_cpu_time_total"
+    return recorded.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=40)

@@ -342,20 +342,19 @@ def write_samples(root: Path, num_images: int) -> None:
 
 
 def measure(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield whose code runs, then figures, matrix rates and load of others, once a repetition."""
+    """Yield whose code runs, with a profile if asked, then figures, rates and load of others."""
     torch.set_num_threads(case.threads)
     torch.manual_seed(0)
     setup = Setup(case, folder)
-    repeat, flops = PREPARE[case.kind](setup), 0
+    repeat, flops, profile = PREPARE[case.kind](setup), 0, ""
     if not case.is_of_memory:
         machine.measure_rates(setup.clock)
         for _ in range(WARM_UPS[setup.device.type]):
             repeat()
     if case.profile:
-        flops, plain = machine.count_flops(repeat), repeat
-        repeat = partial(machine.profile, plain, setup.device)
-        repeat()  # the memory that the profiler takes changes the first repetition
-    yield {"provenance": provenance(setup.device)}
+        flops = machine.count_flops(repeat)
+        profile = machine.profile(repeat, setup.device)
+    yield {"provenance": provenance(setup.device), "profile": profile}
     for _ in range(1 if case.is_of_memory else case.rounds):
         began, others = time.perf_counter(), machine.seconds_of_others()
         # buffers of the rates would count as memory of the step
