@@ -396,7 +396,7 @@ def train(
     train_set, val_sets = open_training(config), open_validation(config)
     if state is not None and state["data_fingerprint"] != train_set.fingerprint:
         raise ValueError(
-            f"{folder}: was trained on other data than {config.data.root} holds now (its "
+            f"{folder}: was trained on other data than {config.data.root} has now (the "
             "fingerprint differs); prepare the same data, or start a new run with --fresh"
         )
     torch.manual_seed(config.train.seed)

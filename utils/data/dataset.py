@@ -337,8 +337,8 @@ def open_mixture(
         if excluded and store.file_names("train") <= excluded[store.images_path]:
             names = ", ".join(one.dataset for one in stores)
             raise ValueError(
-                f"nothing of {store.dataset} is left to train on: all its images are in val and "
-                f"test splits of {names}; take it out of data.dataset, or set "
+                f"{store.dataset} has no reference to train on: all its images are in val and "
+                f"test splits of {names}; remove it from data.dataset, or set "
                 "data.allow_leakage: true, which is recorded"
             )
     parts = [

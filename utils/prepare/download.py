@@ -59,7 +59,7 @@ def download_from_any(urls: Sequence[str], path: Path, *, sha256: str, size: int
             logger.warning(f"{error}; {rest or 'no'} other address{'es' * (rest != 1)} to try")
     raise ValueError(
         f"{path} could not be fetched from any of {len(urls)} addresses ({'; '.join(failures)}); "
-        f"run the command again later to go on, or get {path.name} by hand and put it at {path}"
+        f"run the command again later to continue, or get {path.name} by hand and put it at {path}"
     )
 
 

@@ -126,8 +126,8 @@ def find_or_fetch(
         print(f"{option}: {sum(sizes):,} bytes ({archives})", flush=True)
     if images is not None and COCO in missing:
         raise ValueError(
-            f"{images} holds no JPEG images, nor does a folder in it where they are looked for; "
-            "name COCO's train2014, or leave --images out"
+            f"{images} has no JPEG images, and neither has a known folder in it; "
+            "name COCO's train2014, or omit --images"
         )
     if not downloads and missing:
         first, *others = [str(path) for paths in missing.values() for path in paths]

@@ -171,7 +171,7 @@ class ImagePacker:
         raise ValueError(
             f"{len(self.bad):,} of {len(self.sizes):,} images in {self.folder} cannot be packed: "
             f"{', '.join(listed)}{f' and {others:,} more' if others else ''}; fetch them again "
-            "(datasets/README.md says where they come from), or leave out what refers to them "
+            "(datasets/README.md says where they come from), or skip their references "
             "with --skip-bad"
         )
 

@@ -41,7 +41,7 @@ def start_workers(num: int | None, num_items: int) -> Iterator[Map]:
     except BrokenProcessPool as error:
         raise ValueError(
             "a worker process ended before its work was done, most often since the memory was "
-            "full; give the same command again with --workers 1, it goes on from here"
+            "full; run the same command again with --workers 1: it continues from here"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

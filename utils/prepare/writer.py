@@ -117,7 +117,7 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         raise ValueError(
             f"{path} cannot be written ({error}); {free:,} bytes are free there; make room, "
-            "or make it writable, and give the same command again: it goes on from here"
+            "or make it writable, and run the same command again: it continues from here"
         ) from error
 
 
