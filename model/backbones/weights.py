@@ -9,8 +9,6 @@ import hashlib
 import math
 import pickle
 import re
-import warnings
-import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from .blocks import resize_positions
 from .clip import BACKBONES, CLIP, Sizes, file_name
 from .resnet import ModifiedResNet
+from .torchscript import is_torchscript, read_torchscript
 
 State = dict[str, Tensor]
 PROJECT = Path(__file__).resolve().parents[2]
@@ -108,8 +107,8 @@ def find_weights(path: str | Path) -> Path:
 def read_weights(path: str | Path) -> State:
     """Read the weights of a CLIP from a TorchScript archive, a state dict or a safetensors file.
 
-    No code in the file runs: ``torch.jit.load`` reads TorchScript archives, and ``torch.load`` all
-    others with ``weights_only=True``.
+    No code in the file runs: a restricted unpickler reads TorchScript archives, and ``torch.load``
+    all others with ``weights_only=True``.
 
     Returns:
         Tensors with OpenAI's names, but an EVA-02's image tower has our names.
@@ -158,9 +157,7 @@ def read_tensors(path: Path) -> State:
             raise ValueError(f"{path}: not a safetensors file ({error})") from error
     try:
         if is_torchscript(path):
-            with warnings.catch_warnings():  # torch recommends a format that OpenAI does not use
-                warnings.simplefilter("ignore", FutureWarning)
-                return dict(torch.jit.load(path, map_location="cpu").state_dict())
+            return read_torchscript(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -172,14 +169,6 @@ def read_tensors(path: Path) -> State:
     if not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: not a CLIP; holds more than tensors")
     return content
-
-
-def is_torchscript(path: Path) -> bool:
-    """Say whether a file is a TorchScript archive: a zip file with a folder of code."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def sha256_of(path: str | Path) -> str:

@@ -1,5 +1,6 @@
 """Reading files of CLIP weights, and what is said about files that are none."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 from model import build_clip
 from model.backbones import BACKBONES, read_weights, sha256_of, sizes_of_state
 from model.backbones.blocks import resize_positions
+from model.backbones.torchscript import read_torchscript
 
 
 def archive(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -87,3 +89,75 @@ def test_code_in_a_file_is_not_run(tmp_path: Path):
     with pytest.raises(ValueError, match=r"trap\.pt"):
         read_weights(tmp_path / "trap.pt")
     assert not (tmp_path / "ran").exists()
+
+
+class Hostile(nn.Module):
+    """A module whose archive writes a file when ``torch.jit.load`` reads it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.weight, self.path = nn.Parameter(torch.zeros(2)), path
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, str, bool]:
+        return self.weight, self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, str, bool]) -> None:
+        self.weight, self.path, self.training = state
+        torch.save(self.weight, self.path)
+
+
+def test_code_in_a_torchscript_archive_is_not_run(tmp_path: Path) -> None:
+    script, written = tmp_path / "clip.pt", tmp_path / "written"
+    torch.jit.script(Hostile(str(written))).save(str(script))
+    with pytest.raises(ValueError, match=r"clip\.pt"):
+        read_weights(script)
+    assert not written.exists()
+    torch.jit.load(str(script))
+    assert written.exists()  # the archive is one that does harm
+
+
+def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change the pickle in an archive."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, change(content) if name.endswith("/data.pkl") else content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.replace(b"torch._utils\n_rebuild_tensor_v2", b"os\nsystem"),
+        lambda content: b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo of 2 ** 31 places
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        # a tensor of 4 x 200 numbers where the archive has 4 x 8
+        lambda content: content.replace(b"(K\x04K\x08t", b"(K\x04K\xc8t"),
+    ],
+    ids=["a function", "memo", "cut", "empty", "too large"],
+)
+def test_a_changed_archive_is_refused(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "clip.pt"
+    archive({"weight": torch.zeros(4, 8)}, path)
+    before = path.read_bytes()
+    rewrite(path, change)
+    assert path.read_bytes() != before
+    with pytest.raises(ValueError, match=r"clip\.pt"):
+        read_torchscript(path)
+
+
+def test_any_flipped_byte_is_a_value_error_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "clip.pt"
+    state = {"text.weight": torch.randn(4, 8), "visual.weight": torch.randn(3).half()}
+    archive(state, path)
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        try:
+            found = read_torchscript(path)
+        except ValueError:
+            continue
+        assert all(torch.equal(found[key], state[key]) for key in found.keys() & state.keys())
