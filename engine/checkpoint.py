@@ -7,9 +7,10 @@ commit, versions, data). ``last.pt`` holds all that a run needs to continue exac
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -142,26 +143,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except SafetensorError:
-        raise ValueError(f"{path}: {_describe_other_file(path)}") from None
+        header = {}
     if header.get("format") != FORMAT:
         raise ValueError(
-            f"{path}: is a safetensors file, but not a checkpoint of this project (its metadata "
-            f"lacks format {FORMAT}); give the best.safetensors that train.py wrote"
+            f"{path}: not a checkpoint of this project (a safetensors file with the format "
+            f"{FORMAT}); give the best.safetensors that train.py wrote, set model.backbone.weights "
+            "to CLIP weights, or convert released ETRIS and CRIS checkpoints with "
+            "tools/convert_checkpoint.py"
         )
     metadata = json.loads(header["story"])
     return Checkpoint(path, Config.from_dict(metadata["config"], source=str(path)), metadata)
-
-
-def _describe_other_file(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":
-        return (
-            "is a PyTorch file, not a checkpoint of this project; set model.backbone.weights to "
-            "CLIP weights, convert released ETRIS or CRIS checkpoints with "
-            "tools/convert_checkpoint.py"
-        )
-    return "not a checkpoint (no safetensors file); give the best.safetensors that train.py wrote"
 
 
 def choose_config(checkpoint: Checkpoint, path: Path | None, overrides: Sequence[str]) -> Config:
@@ -224,12 +215,10 @@ def load_segmenter(checkpoint: Checkpoint, config: Config | None = None) -> Segm
 
 
 def _check_architecture(config: Config, checkpoint: Checkpoint) -> None:
-    unequal = find_differences(
-        config.model.model_dump(), checkpoint.config.model.model_dump(), ignored=_IRRELEVANT
-    )
+    ours, trained = config.model.model_dump(), checkpoint.config.model.model_dump()
     listed = [
-        f"model.{key} is {trained!r} in it and {asked!r} in the config"
-        for key, (asked, trained) in unequal.items()
+        f"model.{key} is {then!r} in it and {now!r} in the config"
+        for key, (now, then) in find_differences(ours, trained, ignored=_IRRELEVANT).items()
         if not key.endswith(".lr_scale")
     ]
     if listed:
@@ -240,7 +229,7 @@ def _check_architecture(config: Config, checkpoint: Checkpoint) -> None:
 
 
 def _check_hyperparameters(segmenter: Segmenter, checkpoint: Checkpoint) -> None:
-    """Raise ``ValueError`` if heads or strides are not those of training; old files lack them."""
+    """Compare heads and strides, which no shape shows; old files lack them."""
     ours = segmenter.hyperparameters()
     listed = [
         f"{name} has {kind} {value} in it and {ours[kind][name]} in the model"
@@ -270,8 +259,13 @@ def find_backbone(config: Config, checkpoint: Checkpoint) -> Config:
     is_complete = metadata["holds"] == "everything" and backbone.name is not None
     if sha256 is None or is_complete:
         return config
-    for path in _candidates(backbone.weights):
-        if sha256_of(path) == sha256:
+    folders = (Path.cwd(), ROOT)
+    paths = [folder / backbone.weights for folder in folders if backbone.weights]
+    for folder in folders:
+        found = (folder / WEIGHTS_FOLDER).glob("*")
+        paths += sorted(path for path in found if path.suffix in WEIGHTS_SUFFIXES)
+    for path in dict.fromkeys(paths):
+        if path.is_file() and sha256_of(path) == sha256:
             backbone = backbone.model_copy(update={"weights": str(path)})
             model = config.model.model_copy(update={"backbone": backbone})
             return config.model_copy(update={"model": model})
@@ -289,20 +283,6 @@ def find_backbone(config: Config, checkpoint: Checkpoint) -> Config:
         f"{checkpoint.path}: was trained on the {name or 'CLIP'} with SHA-256 {sha256}, and "
         f"{searched} file in {WEIGHTS_FOLDER}/ has it; {way}"
     )
-
-
-def _candidates(named: str | None) -> Iterable[Path]:
-    """Return the file that the config names, then those of ``pretrain/``, none twice."""
-    folders = [Path.cwd(), ROOT]
-    paths = [folder / named for folder in folders if named]
-    for folder in folders:
-        found = (folder / WEIGHTS_FOLDER).glob("*")
-        paths += sorted(path for path in found if path.suffix in WEIGHTS_SUFFIXES)
-    unique: dict[Path, Path] = {}
-    for path in paths:
-        if path.is_file():
-            unique.setdefault(path.resolve(), path)
-    return unique.values()
 
 
 def save_state(path: Path, state: State) -> None:
@@ -342,17 +322,15 @@ def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
     ``fresh`` renames an old folder. Raises ``ValueError`` if the run in it has another config.
     """
     if fresh and folder.exists():
-        number = 1
-        while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
-            number += 1
-        folder.rename(moved)
+        names = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
+        folder.rename(next(name for name in names if not name.exists()))
     folder.mkdir(parents=True, exist_ok=True)
+    way_out = "--fresh renames the folder and starts a new run, run.folder names another folder"
     last = folder / "last.pt"
     if not last.exists():
         if (folder / "best.safetensors").exists():
             raise ValueError(
-                f"{folder}: has best.safetensors but no last.pt to continue from; --fresh renames "
-                "the folder and starts a new run, run.folder names another folder"
+                f"{folder}: has best.safetensors but no last.pt to continue from; {way_out}"
             )
         return None
     state = load_state(last)
@@ -363,8 +341,7 @@ def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
     )
     if unequal:
         raise ValueError(
-            f"{folder}: has a run with another config: {describe_differences(unequal)}; --fresh "
-            "renames the folder and starts a new run, run.folder names another folder"
+            f"{folder}: has a run with another config: {describe_differences(unequal)}; {way_out}"
         )
     return state
 
