@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpoint import load_for_inference, read_checkpoint
+from engine.checkpoint import load_segmenter, read_checkpoint
 from engine.evaluator import predict_logits
 from engine.metrics import threshold_mask
 from engine.precision import scoring_precision, store_for_inference
@@ -50,8 +50,9 @@ def load(
             (with the way to get it), a config of another architecture, or a missing device.
     """
     path, target = Path(checkpoint), choose_device(device)
-    model = load_for_inference(read_checkpoint(path), config, target)
-    return Predictor(model.segmenter, model.config, name=path.name, device=target)
+    saved = read_checkpoint(path)
+    config = config or saved.config
+    return Predictor(load_segmenter(saved, config), config, name=path.name, device=target)
 
 
 class Predictor:
@@ -69,7 +70,7 @@ class Predictor:
     def __init__(
         self, segmenter: Segmenter, config: Config, *, name: str, device: torch.device
     ) -> None:
-        self.segmenter, self.config, self.name, self.device = segmenter, config, name, device
+        self.segmenter, self.config, self.name, self.device = segmenter.eval(), config, name, device
         self.threshold = config.eval.threshold
         self.sentence_length = len(segmenter.encoder.clip.text.positions)
         self.max_words = config.data.max_words or self.sentence_length
