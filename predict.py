@@ -26,24 +26,18 @@ EXAMPLES = """\
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best.safetensors of a run")
-    parser.add_argument("--config", type=Path, help="default: the checkpoint's own")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="key=value", help="keys that replace the config's"
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="best.safetensors of a run")
+    add("--config", type=Path, help="default: the checkpoint's own")
+    add("--opts", nargs="+", default=[], metavar="key=value", help="keys that replace the config's")
+    add("--image", nargs="+", action="extend", metavar="PICTURE", help="files, folders and globs")
+    add("--text", action="append", help="what to find; may be given several times")
+    pairs = (
+        "columns image (relative to the table's folder) and sentence, in place of --image, --text"
     )
-    parser.add_argument(
-        "--image", nargs="+", action="extend", metavar="PICTURE", help="files, folders and globs"
-    )
-    parser.add_argument("--text", action="append", help="what to find; may be given several times")
-    parser.add_argument(
-        "--pairs",
-        type=Path,
-        metavar="TABLE",
-        help=".csv or .jsonl with image (relative to the table's folder) and sentence, "
-        "in place of --image and --text",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
-    parser.add_argument(
+    add("--pairs", type=Path, metavar="TABLE", help=f".csv or .jsonl with the {pairs}")
+    add("--output", type=Path, required=True, help="folder of the results")
+    add(
         "--save",
         nargs="+",
         choices=KINDS,
@@ -52,13 +46,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help=f"what to write: {', '.join(KINDS)} (mask overlay); probability in 16 bits, "
         "rle as COCO has it, into predictions.json",
     )
-    parser.add_argument(
-        "--threshold", type=float, help="pixels above this probability are mask (the config's)"
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:1; a GPU if there is one")
-    parser.add_argument(
-        "--logits", type=Path, metavar="FILE.npy", help="also write the logits: float32 (N, H, W)"
-    )
+    add("--threshold", type=float, help="pixels above this probability are mask (the config's)")
+    add("--device", help="cpu, cuda or cuda:1; a GPU if there is one")
+    logits = "also write the logits: float32 (N, H, W)"
+    add("--logits", type=Path, metavar="FILE.npy", help=logits)
     arguments = parser.parse_args(argv)
     if (arguments.pairs is None) == (arguments.image is None and arguments.text is None):
         parser.error("give --image and --text, or --pairs alone")
