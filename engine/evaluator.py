@@ -36,7 +36,6 @@ class Protocol:
             1 at the size of the picture, float32 ``(N, H, W)``, on the logits' device.
     """
 
-    name: str
     number: int
     resize: str
     comparison: str
@@ -69,14 +68,12 @@ def released_probability(logits: Tensor, letterbox: Letterbox) -> np.ndarray:
 # ``released`` is that of the released code of CRIS and ETRIS, which made the papers' figures.
 PROTOCOLS = {
     "native": Protocol(
-        "native",
         1,
         "letterbox to a square; logits to the original pixels by one bilinear resampling",
         "sigmoid(logit) > threshold, at the original size",
         native_masks,
     ),
     "released": Protocol(
-        "released",
         1,
         "letterbox to a square; probabilities to the square, bicubic with align_corners, then to "
         f"the original pixels by warpAffine, bicubic (OpenCV {cv2.__version__.split('.')[0]})",
@@ -95,7 +92,7 @@ def describe_protocol(
     """
     protocol = PROTOCOLS[name]
     return {
-        "name": protocol.name,
+        "name": name,
         "number": protocol.number,
         "image_size": config.data.image_size,
         "resize": protocol.resize,

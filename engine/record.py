@@ -20,7 +20,7 @@ from engine.checkpoint import (
 )
 from engine.evaluator import describe_protocol
 from engine.parameters import count
-from engine.results import describe_code, read_results
+from engine.results import describe_code, measured, read_results
 from utils.config import Config, load_config
 from utils.files import write_text
 
@@ -162,7 +162,7 @@ def _scores(results: Mapping[str, Any]) -> Any:
     """Return what is the same when a run is tested twice."""
     by_protocol = [
         (one["protocol"], {split: {**x, "seconds": 0} for split, x in one["splits"].items()})
-        for one in (results, *results.get("other_protocols", []))
+        for one in measured(results)
     ]
     return results["checkpoint"]["sha256"], by_protocol
 

@@ -163,22 +163,20 @@ class Scoring:
             return values if len(self.config.data.datasets) > 1 else next(iter(values.values()))
 
         max_words = by_dataset({one.store.dataset: one.max_tokens for one in sets.values()})
-        fingerprint = by_dataset({one.store.dataset: one.fingerprint for one in sets.values()})
-        excluded = ("config", "hyperparameters")
-        training = {k: v for k, v in self.checkpoint.metadata.items() if k not in excluded}
+        length = self.checkpoint.sentence_length(self.config)
         first, *others = [
             {
                 "splits": scores[name],
                 "protocol": describe_protocol(
-                    self.config,
-                    max_words,
-                    precision=precision,
-                    name=name,
-                    length=self.checkpoint.sentence_length(self.config),
+                    self.config, max_words, precision=precision, name=name, length=length
                 ),
             }
             for name in self.protocols
         ]
+        training = dict(self.checkpoint.metadata)
+        for key in ("config", "hyperparameters"):
+            training.pop(key, None)
+        fingerprint = by_dataset({one.store.dataset: one.fingerprint for one in sets.values()})
         return {
             **first,
             "other_protocols": others,
@@ -279,10 +277,14 @@ def read_results(path: Path) -> tuple[dict[str, Any], Config]:
     return results, Config.from_dict(results["config"], source=str(path))
 
 
+def measured(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """List what a results file says by each protocol: its ``protocol`` and its ``splits``."""
+    return [results, *results.get("other_protocols", [])]
+
+
 def splits_by_protocol(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     """Return the scores of a results file: protocol -> split -> score."""
-    measured = [results, *results.get("other_protocols", [])]
-    return {one["protocol"]["name"]: one["splits"] for one in measured}
+    return {one["protocol"]["name"]: one["splits"] for one in measured(results)}
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

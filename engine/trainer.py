@@ -128,12 +128,25 @@ class Trainer:
             Stopped: after a signal, when the run is saved.
             NonFiniteError: a loss or gradient was not finite.
         """
-        self._start_clocks_and_log()
+        self._began = time.monotonic() - self.elapsed
+        self._saved_at = time.monotonic()
+        self._restart_speed()
+        self._sync_stop_and_clock()
+        is_main = self.processes.is_main
+        if is_main:
+            self.log = MetricsLog(
+                self.folder,
+                config=self.config.to_dict(),
+                wandb=self.config.run.wandb,
+                step=self.step,
+                scored_step=self.scored_step,
+            )
+        self._bar = progress_bar(shown=is_main, total=self.total_steps, initial=self.step)
         with self.stop, self._bar:
             self._after_step()  # a run may have stopped before it scored
             while not self._is_over():
                 self._train_epoch()
-        if self.processes.is_main:
+        if is_main:
             self.log.close()
 
     def _train_epoch(self) -> None:
@@ -174,22 +187,6 @@ class Trainer:
             self._score()
             self._save()
             self._restart_speed()
-
-    def _start_clocks_and_log(self) -> None:
-        self._began = time.monotonic() - self.elapsed
-        self._saved_at = time.monotonic()
-        self._restart_speed()
-        self._sync_stop_and_clock()
-        if self.processes.is_main:
-            self.log = MetricsLog(
-                self.folder,
-                config=self.config.to_dict(),
-                wandb=self.config.run.wandb,
-                step=self.step,
-                scored_step=self.scored_step,
-            )
-        shown = self.processes.is_main
-        self._bar = progress_bar(shown=shown, total=self.total_steps, initial=self.step)
 
     def _restart_speed(self) -> None:
         self._timed_from = (self.step, time.monotonic())
@@ -305,11 +302,8 @@ class Trainer:
         is_best = self.best is None or score[options.metric] >= self.best[options.metric]
         if is_best:
             self.best = {"step": self.step, "oIoU": score["oIoU"], "mIoU": score["mIoU"]}
-        if self.processes.is_main:
-            self._write_scores(scores, is_best=is_best)
-
-    def _write_scores(self, scores: dict[str, dict[str, float]], *, is_best: bool) -> None:
-        options = self.config.eval
+        if not self.processes.is_main:
+            return
         row = {f"{label}/{name}": x for label, one in scores.items() for name, x in one.items()}
         self.log.write({"step": self.step, **row})
         for label, one in scores.items():
