@@ -115,8 +115,3 @@ def test_the_fingerprint_is_as_told(store: ReferStore) -> None:
     sums = [f"{hashlib.sha256(images[name.encode()]).hexdigest()}  {name}" for name in names]
     text = "".join(f"{line}\n" for line in ["format 1", *records, *sums])
     assert store.header["fingerprint"] == hashlib.sha256(text.encode()).hexdigest()
-
-
-def test_links_lead_somewhere() -> None:
-    files = re.findall(r"(?<!!)\[[^]]+\]\((?!https?://|#)([^)#]+)", TEXT)
-    assert files and [file for file in files if not (ROOT / "docs" / file).exists()] == []

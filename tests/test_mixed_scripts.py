@@ -188,26 +188,19 @@ def test_another_choice_of_data_is_another_run(
     assert ", was ['demo', 'refcocog_u']" in error or ", was False" in error
 
 
-def test_a_run_older_than_a_key_goes_on(
+def test_older_runs_go_on_and_other_data_under_the_same_names_is_refused(
     run: Path, config_file: Path, tmp_path: Path, capsys: Any
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
+    arguments = ["--config", str(config_file), "--opts", f"run.folder={folder}"]
     state = torch.load(folder / "last.pt", weights_only=True)
-    del state["config"]["data"]["allow_leakage"]
+    del state["config"]["data"]["allow_leakage"]  # as before there was this key
     torch.save(state, folder / "last.pt")
-    assert TRAIN(["--config", str(config_file), "--opts", f"run.folder={folder}"]) == 0
+    assert TRAIN(arguments) == 0
     assert "this run is done" in capsys.readouterr().err
-
-
-def test_other_data_under_the_same_names_is_refused(
-    run: Path, config_file: Path, tmp_path: Path, capsys: Any
-) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(run, folder)
-    state = torch.load(folder / "last.pt", weights_only=True)
     torch.save(state | {"data_fingerprint": "0" * 64, "scored_step": 0}, folder / "last.pt")
-    assert TRAIN(["--config", str(config_file), "--opts", f"run.folder={folder}"]) == 2
+    assert TRAIN(arguments) == 2
     assert "was trained on other data" in capsys.readouterr().err
 
 

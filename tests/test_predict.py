@@ -45,10 +45,6 @@ def index(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "out" / "predictions.json").read_text(encoding="utf-8"))
 
 
-def test_every_kind_of_output_is_a_choice() -> None:
-    assert {*KINDS, "rle"} == set(SCRIPT["KINDS"])
-
-
 def test_every_output_of_a_folder_agrees_with_a_call(
     predict: Callable, tiny_checkpoint: Callable, pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -56,6 +52,7 @@ def test_every_output_of_a_folder_agrees_with_a_call(
     words = [word for text in texts for word in ("--text", text)]
     segmenter = load(tiny_checkpoint(), device="cpu")
     threshold = float(np.median(segmenter.probability(pictures / "a.png", "a star")))
+    assert {*KINDS, "rle"} == set(SCRIPT["KINDS"])
     saved = ["--save", *SCRIPT["KINDS"], "--threshold", str(threshold), "--device", "cpu"]
     assert predict("--image", pictures, *words, *saved) == 0
     segmenter.threshold = threshold
@@ -115,6 +112,7 @@ def test_replaced_files_of_an_earlier_run_are_counted(
         (["--threshold", "1.5"], "eval.threshold"),
         (["--device", "gpu"], "'gpu'"),
         (["--logits", "all.npy"], "all.npy"),
+        (["--text", "  "], "--text number 2 is empty"),
     ],
 )
 def test_wrong_options_are_named(

@@ -278,27 +278,6 @@ def test_prediction_agrees_exactly_with_testing_and_batches_change_nothing(
 
 
 @pytest.mark.parametrize(
-    ("image", "text", "message"),
-    [
-        ("missing.jpg", "a star", "missing.jpg: no such picture"),
-        ("broken.jpg", "a star", "broken.jpg: cannot be decoded"),
-        ("empty.jpg", "a star", "empty.jpg: cannot be decoded"),
-        ("good.png", "  ", "--text number 1 is empty"),
-    ],
-)
-def test_prediction_explains_what_it_cannot_use(
-    run: Path, tmp_path: Path, capsys: Any, image: str, text: str, message: str
-) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    (tmp_path / "empty.jpg").touch()
-    cv2.imwrite(str(tmp_path / "good.png"), np.zeros((20, 30, 3), np.uint8))
-    arguments = ["--checkpoint", str(run / "best.safetensors"), "--output", str(tmp_path / "out")]
-    assert PREDICT.main([*arguments, "--image", str(tmp_path / image), "--text", text]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--checkpoint", "none.safetensors"], "none.safetensors: no such checkpoint"),
