@@ -325,12 +325,12 @@ def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
         names = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
         folder.rename(next(name for name in names if not name.exists()))
     folder.mkdir(parents=True, exist_ok=True)
-    way_out = "--fresh renames the folder and starts a new run, run.folder names another folder"
     last = folder / "last.pt"
     if not last.exists():
         if (folder / "best.safetensors").exists():
             raise ValueError(
-                f"{folder}: has best.safetensors but no last.pt to continue from; {way_out}"
+                f"{folder}: has best.safetensors but no last.pt to continue from; --fresh renames "
+                "the folder and starts a new run, run.folder names another folder"
             )
         return None
     state = load_state(last)
@@ -341,7 +341,8 @@ def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
     )
     if unequal:
         raise ValueError(
-            f"{folder}: has a run with another config: {describe_differences(unequal)}; {way_out}"
+            f"{folder}: has a run with another config: {describe_differences(unequal)}; --fresh "
+            "renames the folder and starts a new run, run.folder names another folder"
         )
     return state
 
