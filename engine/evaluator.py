@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from engine.metrics import RULE, Metrics, Record, metrics_from_records, threshold_logit
 from engine.precision import autocast
@@ -120,27 +121,22 @@ class Scene(NamedTuple):
     counts: list[int]  # of the sentences about each reference
 
 
-class Scenes(Dataset[Scene]):
-    """The scenes of ``groups``: sentence indices for every reference in every image."""
-
-    def __init__(self, dataset: ReferDataset, groups: Sequence[list[list[int]]]) -> None:
-        self.dataset, self.groups = dataset, groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, position: int) -> Scene:
-        references = self.groups[position]
+def load_scenes(dataset: ReferDataset, groups: Sequence[list[list[int]]]) -> list[Scene]:
+    """Load the scene of each group: the sentence indices for every reference in an image."""
+    scenes = []
+    for references in groups:
         indices = [index for sentences in references for index in sentences]
-        truths = [self.dataset.truth(sentences[0]) for sentences in references]
-        return Scene(
+        truths = [dataset.truth(sentences[0]) for sentences in references]
+        scene = Scene(
             indices,
-            self.dataset.image(indices[0]),
-            torch.stack([self.dataset.ids(index) for index in indices]),
-            self.dataset.letterbox(indices[0]),
+            dataset.image(indices[0]),
+            torch.stack([dataset.ids(index) for index in indices]),
+            dataset.letterbox(indices[0]),
             torch.from_numpy(np.stack(truths)),
             [len(sentences) for sentences in references],
         )
+        scenes.append(scene)
+    return scenes
 
 
 def group_by_image(samples: Sequence[Sample]) -> list[list[list[int]]]:
@@ -195,10 +191,10 @@ def evaluate_by(
     if first_sentences:
         groups = [[sentences[:1] for sentences in references] for references in groups]
     loader: DataLoader[Any] = DataLoader(
-        Scenes(dataset, groups),
+        groups,  # type: ignore[arg-type]  # a list is a data set too
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=list,
+        collate_fn=partial(load_scenes, dataset),
         worker_init_fn=protect_worker,
         pin_memory=processes.device.type == "cuda",
         generator=torch.Generator(),  # its own, so that scoring draws nothing from the run's

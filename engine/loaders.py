@@ -1,10 +1,8 @@
 """Open the data of a configuration, and load the batches of training in a fixed order."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from engine.stop import protect_worker
 from utils.config import Config
@@ -88,36 +86,27 @@ def _label(dataset: str, split: str, datasets: tuple[str, ...]) -> str:
     return split if len(datasets) == 1 else f"{dataset}/{split}"
 
 
-class BatchOrder(Sampler[list[int]]):
-    """Yield this process's part of every batch of one epoch, from batch ``start`` on.
+def batch_order(
+    num_samples: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[list[int]]:
+    """List this process's part of every batch of one epoch, from batch ``start`` on.
 
     The order is a permutation by ``(seed, epoch)``. Batch ``b`` is its entries
     ``[b * batch_size, (b + 1) * batch_size)``, of which process ``rank`` takes every
     ``world_size``-th; the last, incomplete batch is dropped. Neither the number of workers nor that
     of processes changes what an update reads, and an epoch can continue at any batch.
     """
-
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        batch_size: int,
-        seed: int,
-        epoch: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        order = np.random.default_rng((seed, epoch)).permutation(num_samples)
-        num_batches = num_samples // batch_size
-        batches = order[: num_batches * batch_size].reshape(num_batches, batch_size)
-        self.batches = batches[start:, rank::world_size]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches.tolist())
-
-    def __len__(self) -> int:
-        return len(self.batches)
+    order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+    num_batches = num_samples // batch_size
+    batches = order[: num_batches * batch_size].reshape(num_batches, batch_size)
+    return batches[start:, rank::world_size].tolist()
 
 
 def check_batch_size(config: Config, train_set: MixedDataset, processes: Processes) -> None:
@@ -148,7 +137,7 @@ def train_loader(
 ) -> DataLoader:
     """Load this process's part of the batches of ``epoch``, from batch ``start`` on."""
     train_set.set_epoch(epoch)
-    order = BatchOrder(
+    order = batch_order(
         len(train_set),
         batch_size=config.train.batch_size,
         seed=config.train.seed,

@@ -1,18 +1,18 @@
 """The order of samples, and the sizes of batches."""
 
 from itertools import chain
-from typing import Any
 
 import pytest
 import torch
+from fakes import FakeSet, make_config
 
-from engine.loaders import BatchOrder, check_batch_size
+from engine.loaders import batch_order, check_batch_size
 from utils.distributed import Processes
 
 
 def order(**options: int) -> list[list[int]]:
     defaults = {"num_samples": 23, "batch_size": 6, "seed": 0, "epoch": 0}
-    return list(BatchOrder(**(defaults | options)))
+    return batch_order(**(defaults | options))
 
 
 def test_each_sample_once_but_for_the_incomplete_batch() -> None:
@@ -41,12 +41,12 @@ def test_an_epoch_goes_on_at_any_batch() -> None:
     ("batch_size", "micro_batch", "world_size"), [(1, None, 1), (4, 1, 1), (6, 2, 2)]
 )
 def test_one_sentence_alone_has_nothing_to_be_normalised_by(
-    config_of: Any, fake_set: Any, batch_size: int, micro_batch: int | None, world_size: int
+    batch_size: int, micro_batch: int | None, world_size: int
 ) -> None:
     train = {"batch_size": batch_size, "micro_batch": micro_batch}
     processes = Processes(rank=0, world_size=world_size, device=torch.device("cpu"))
-    check_batch_size(config_of(train=train), fake_set(), processes)
+    check_batch_size(make_config(train=train), FakeSet(), processes)
     cris = {"decoder": {"neck": "fpn"}}
-    check_batch_size(config_of(model=cris), fake_set(), processes)
+    check_batch_size(make_config(model=cris), FakeSet(), processes)
     with pytest.raises(ValueError, match=r"train\.micro_batch: .*neck: fpn"):
-        check_batch_size(config_of(train=train, model=cris), fake_set(), processes)
+        check_batch_size(make_config(train=train, model=cris), FakeSet(), processes)
