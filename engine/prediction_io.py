@@ -321,7 +321,7 @@ def folder_names(paths: Iterable[Path]) -> list[str]:
 
 def coco_rle(mask: np.ndarray) -> dict[str, Any]:
     """Encode a mask (H, W) as compressed COCO RLE, its counts as text."""
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
 
 

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")
 # Keys in which the seeds of one method may differ.
 KEYS_OF_A_RUN = ("train.seed", "run.", "data.root", "data.workers")
+# Keys that change neither the training of a model nor its logits.
 KEYS_WITHOUT_EFFECT = (
     "run.",
     "eval.batch_size",
@@ -36,12 +37,6 @@ KEYS_WITHOUT_EFFECT = (
     "data.workers",
     "model.backbone.weights",
 )
-# Keys that a test may set to other values than the training that it records.
-KEYS_OF_A_TEST = (*KEYS_WITHOUT_EFFECT, "eval.precision")
-# Keys that a run may set without a departure from its file; the protocol has the threshold.
-KEYS_NOT_OF_A_FILE = (*KEYS_WITHOUT_EFFECT, "train.seed", "train.micro_batch")
-# Keys of the protocol that a configuration may set; the others must be those of the project.
-PROTOCOL_KEYS_OF_A_CONFIG = ("image_size", "max_words", "padded_to", "precision")
 
 
 @dataclass(frozen=True)
@@ -71,11 +66,12 @@ class Recording:
         names = ("backbone", "attached", "head", "trainable", "frozen")
         keys = flatten(results["config"])
         shared = {key: x for key, x in keys.items() if not key.startswith(KEYS_OF_A_RUN)}
-        content = json.dumps(shared, sort_keys=True).encode()
         record = {
             "method": self.method,
             "config_file": self.config_file,
-            "config_sha256": hashlib.sha256(content).hexdigest(),
+            "config_sha256": hashlib.sha256(
+                json.dumps(shared, sort_keys=True).encode()
+            ).hexdigest(),
             "parameters": {name: sizes[name] for name in names},
             "training": {
                 "steps": self.state["step"],
@@ -105,7 +101,8 @@ def open_recording(
     """
     saved = read_checkpoint(checkpoint)
     trained = saved.config
-    if changed := find_differences(config.to_dict(), trained.to_dict(), ignored=KEYS_OF_A_TEST):
+    allowed = (*KEYS_WITHOUT_EFFECT, "eval.precision")
+    if changed := find_differences(config.to_dict(), trained.to_dict(), ignored=allowed):
         raise ValueError(
             f"{checkpoint}: --record keeps a run as it was trained, but "
             f"{describe_differences(changed)}; remove these changes, or --record"
@@ -140,7 +137,8 @@ def list_departures(record: Mapping[str, Any]) -> list[str]:
         return []
     used = record["protocol"]
     ours = describe_protocol(Config(), None, precision="", name=used["name"], length=0)
-    unequal = find_differences(used, ours, ignored=PROTOCOL_KEYS_OF_A_CONFIG)
+    of_a_config = ("image_size", "max_words", "padded_to", "precision")
+    unequal = find_differences(used, ours, ignored=of_a_config)
     return _changed_keys(Config.from_dict(record["config"]), record["config_file"]) + [
         f"protocol: {key} is {value!r}, the project's is {default!r}"
         for key, (value, default) in unequal.items()
@@ -150,7 +148,9 @@ def list_departures(record: Mapping[str, Any]) -> list[str]:
 def _changed_keys(config: Config, config_file: str) -> list[str]:
     """List the keys that change the numbers and are not as in the file; not another data set."""
     written = load_config(ROOT / config_file).to_dict()
-    unequal = find_differences(config.to_dict(), written, ignored=KEYS_NOT_OF_A_FILE)
+    # the protocol has the threshold
+    free = (*KEYS_WITHOUT_EFFECT, "train.seed", "train.micro_batch")
+    unequal = find_differences(config.to_dict(), written, ignored=free)
     return [
         f"{key} is {value!r}, {original!r} in the file"
         for key, (value, original) in unequal.items()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from loguru import logger
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from tabulate import tabulate
 
 from engine.checkpoint import Checkpoint, TrainedModel, load_for_inference
@@ -211,12 +211,14 @@ def format_tables(results: Mapping[str, Any]) -> str:
         for label, score in splits.items():
             dataset, split = label.rpartition("/")[::2]
             numbers = (f"{score[column]:.2f}" for column in COLUMNS)
-            rows.append([*([dataset] * bool(dataset)), split, score["count"], *numbers])
-        names = ["split", "sentences", *COLUMNS]
-        headers = names if len(rows[0]) == len(names) else ["data set", *names]
-        alignment = ["left"] * (headers.index("split") + 1) + ["right"] * (1 + len(COLUMNS))
+            rows.append([*([dataset] if dataset else []), split, score["count"], *numbers])
+        several = len(rows[0]) - len(COLUMNS) - 2  # 1 if there is a column of data sets
         tables[name] = tabulate(
-            rows, headers, tablefmt="plain", disable_numparse=True, colalign=alignment
+            rows,
+            [*["data set"] * several, "split", "sentences", *COLUMNS],
+            tablefmt="plain",
+            disable_numparse=True,
+            colalign=["left"] * (1 + several) + ["right"] * (1 + len(COLUMNS)),
         )
     if len(tables) == 1:
         return next(iter(tables.values()))
@@ -225,16 +227,12 @@ def format_tables(results: Mapping[str, Any]) -> str:
     )
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Scores(_Part):
+class _Scores(BaseModel, strict=True):
     oIoU: float  # noqa: N815 - as the file has it
     mIoU: float  # noqa: N815
 
 
-class _Results(_Part):
+class _Results(BaseModel, strict=True):
     """What every results file has."""
 
     splits: dict[str, _Scores]
