@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import make_config, make_trainer
 
 from utils.distributed import start_processes
 
@@ -45,15 +46,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("run", "num_rows", "count"), [("plain", 12, 9), ("mixed", 16, 13)])
 def test_two_nodes_train_and_score_as_one_process(
-    nodes: Path,
-    tmp_path: Path,
-    config_of: Any,
-    trainer_of: Any,
-    run: str,
-    num_rows: int,
-    count: int,
+    nodes: Path, tmp_path: Path, run: str, num_rows: int, count: int
 ) -> None:
-    trainer_of(tmp_path, config_of(), mixed=run == "mixed").fit()
+    make_trainer(tmp_path, make_config(), mixed=run == "mixed").fit()
     ours, theirs = rows(nodes / run), rows(tmp_path)
     assert len(ours) == len(theirs) == num_rows
     for mine, other in zip(ours, theirs, strict=True):

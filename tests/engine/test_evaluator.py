@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import FakeSegmenter, FakeSet
 from torch import Tensor, nn
 
 from engine import evaluator
@@ -35,23 +36,19 @@ class Oracle(nn.Module):
         return 20.0 * torch.stack(masks)[:, None] - 10
 
 
-@pytest.fixture
-def shared_set(fake_set: Any) -> Any:
+class SharedSet(FakeSet):
     """Six sentences about three boxes in every picture, those of a picture far apart."""
 
-    class SharedSet(fake_set):
-        def picture(self, index: int) -> int:
-            return index // 2 % (-(-len(self) // 6))
+    def picture(self, index: int) -> int:
+        return index // 2 % (-(-len(self) // 6))
 
-        def original(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-            image, mask = super().original(self.picture(index))
-            mask = np.roll(mask, index // 2, axis=1)
-            return image, mask
+    def original(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = super().original(self.picture(index))
+        mask = np.roll(mask, index // 2, axis=1)
+        return image, mask
 
-        def info(self, index: int) -> Any:
-            return super().info(index)._replace(file_name=f"{self.picture(index)}.jpg")
-
-    return SharedSet
+    def info(self, index: int) -> Any:
+        return super().info(index)._replace(file_name=f"{self.picture(index)}.jpg")
 
 
 def score(segmenter: Any, dataset: Any, **options: Any) -> Result:
@@ -59,8 +56,8 @@ def score(segmenter: Any, dataset: Any, **options: Any) -> Result:
     return evaluate(segmenter, dataset, **(defaults | options))
 
 
-def test_the_truth_scores_nearly_all(fake_set: Any) -> None:
-    dataset = fake_set(9)
+def test_the_truth_scores_nearly_all() -> None:
+    dataset = FakeSet(9)
     result = score(Oracle(dataset), dataset)
     assert [record.index for record in result.records] == list(range(9))
     for record in result.records:
@@ -72,31 +69,29 @@ def test_the_truth_scores_nearly_all(fake_set: Any) -> None:
     assert (row["ref_id"], row["sentence_id"], row["sentence"]) == (1, 3, sample.sentence)
 
 
-def test_counts_are_those_of_masks_at_the_original_size(fake_set: Any, fake_segmenter: Any) -> None:
-    class Nothing(fake_segmenter):
+def test_counts_are_those_of_masks_at_the_original_size() -> None:
+    class Nothing(FakeSegmenter):
         def finish(self, states: list[Tensor], ids: Tensor) -> Tensor:
             return torch.full((len(states), 1, 4, 4), -9.0)
 
-    dataset = fake_set(5)
+    dataset = FakeSet(5)
     for record in score(Nothing(), dataset).records:
         assert (record.intersection, record.union) == (0, dataset.original(record.index)[1].sum())
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 2), (8, 0)])
-def test_neither_batches_nor_workers_change_the_numbers(
-    shared_set: Any, fake_segmenter: Any, batch_size: int, workers: int
-) -> None:
+def test_neither_batches_nor_workers_change_the_numbers(batch_size: int, workers: int) -> None:
     torch.manual_seed(0)
-    segmenter, dataset = fake_segmenter(dropout=0.5, norm=True), shared_set(27)
+    segmenter, dataset = FakeSegmenter(dropout=0.5, norm=True), SharedSet(27)
     reference = score(segmenter, dataset, batch_size=4)
     assert 0 < reference.metrics.intersection < reference.metrics.union
     assert score(segmenter, dataset, batch_size=batch_size, workers=workers) == reference
 
 
-def test_each_process_counts_its_own_part(shared_set: Any, fake_segmenter: Any) -> None:
+def test_each_process_counts_its_own_part() -> None:
     """The parts of three processes on the images of a set, put together, are the whole."""
     torch.manual_seed(0)
-    segmenter, dataset = fake_segmenter(), shared_set(27)
+    segmenter, dataset = FakeSegmenter(), SharedSet(27)
 
     class Third(Processes):
         def gather(self, value: Any) -> list[Any]:
@@ -111,10 +106,8 @@ def test_each_process_counts_its_own_part(shared_set: Any, fake_segmenter: Any) 
     assert together == score(segmenter, dataset).records
 
 
-def test_an_image_is_read_and_seen_once(
-    shared_set: Any, fake_segmenter: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    segmenter, dataset = fake_segmenter(), shared_set(27)
+def test_an_image_is_read_and_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter, dataset = FakeSegmenter(), SharedSet(27)
     read, decoded, seen = [], [], []
     load, decode, encode = dataset.image, dataset.truth, segmenter.begin
     monkeypatch.setattr(dataset, "image", lambda index: read.append(index) or load(index))
@@ -126,11 +119,9 @@ def test_an_image_is_read_and_seen_once(
     assert seen == [1] * 5
 
 
-def test_the_masks_of_pictures_are_those_that_were_counted(
-    shared_set: Any, fake_segmenter: Any
-) -> None:
+def test_the_masks_of_pictures_are_those_that_were_counted() -> None:
     torch.manual_seed(0)
-    segmenter, dataset = fake_segmenter(norm=True).eval(), shared_set(27)
+    segmenter, dataset = FakeSegmenter(norm=True).eval(), SharedSet(27)
     records = score(segmenter, dataset, threshold=0.5).records
     chosen = [26, 0, 5, 6, 1, 12, 13, 20, 2, 3]
     options = {"threshold": 0.5, "precision": "fp32", "device": ALONE.device}
@@ -182,17 +173,15 @@ def test_large_images_pass_with_one_sentence_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_comes_back_in_its_mode_and_draws_nothing(
-    fake_set: Any, fake_segmenter: Any, training: bool
-) -> None:
-    segmenter = fake_segmenter(dropout=0.5).train(training)
+def test_the_model_comes_back_in_its_mode_and_draws_nothing(training: bool) -> None:
+    segmenter = FakeSegmenter(dropout=0.5).train(training)
     before = torch.get_rng_state()
-    score(segmenter, fake_set(3))
+    score(segmenter, FakeSet(3))
     assert segmenter.training is training and torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_higher_threshold_finds_less(fake_set: Any, fake_segmenter: Any) -> None:
-    segmenter, dataset = fake_segmenter(), fake_set(5)
+def test_a_higher_threshold_finds_less() -> None:
+    segmenter, dataset = FakeSegmenter(), FakeSet(5)
     found = [score(segmenter, dataset, threshold=t).metrics.intersection for t in (0.01, 0.5, 0.99)]
     assert found == sorted(found, reverse=True) and found[0] > found[2]
     assert np.sum([dataset.original(i)[1].sum() for i in range(5)]) == found[0]
@@ -201,16 +190,16 @@ def test_a_higher_threshold_finds_less(fake_set: Any, fake_segmenter: Any) -> No
 OPTIONS = {"threshold": 0.35, "batch_size": 4, "precision": "fp32", "processes": ALONE}
 
 
-def test_several_protocols_share_one_pass(fake_set: Any, fake_segmenter: Any) -> None:
+def test_several_protocols_share_one_pass() -> None:
     calls = []
 
-    class Counting(fake_segmenter):
+    class Counting(FakeSegmenter):
         def finish(self, states: Any, ids: Tensor) -> Any:
             calls.append(len(ids))
             return super().finish(states, ids)
 
     torch.manual_seed(0)
-    dataset, segmenter = fake_set(9), Counting()
+    dataset, segmenter = FakeSet(9), Counting()
     alone = {name: score(segmenter, dataset, protocol=name) for name in ("native", "released")}
     num_passes = len(calls) // 2
     calls.clear()
@@ -231,8 +220,8 @@ def test_several_protocols_share_one_pass(fake_set: Any, fake_segmenter: Any) ->
             assert record.intersection == (mask & dataset.original(record.index)[1]).sum()
 
 
-def test_the_first_sentence_of_every_reference_alone(shared_set: Any, fake_segmenter: Any) -> None:
-    dataset, segmenter = shared_set(9), fake_segmenter()
+def test_the_first_sentence_of_every_reference_alone() -> None:
+    dataset, segmenter = SharedSet(9), FakeSegmenter()
     everything = score(segmenter, dataset)
     first = {}
     for record in everything.records:

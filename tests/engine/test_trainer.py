@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import FakeSegmenter, make_config, make_trainer
 from safetensors import safe_open
 
 from engine.checkpoint import load_state, save_state
@@ -35,34 +36,25 @@ def stop_after(trainer: Trainer, step: int, number: int = signal.SIGTERM) -> Non
     trainer.update = wrapped
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Any:
-    def make(name: str) -> Path:
-        (tmp_path / name).mkdir()
-        return tmp_path / name
-
-    return make
-
-
 @pytest.mark.parametrize(("workers", "log_interval"), [(0, 1), (0, 4), (2, 4)])
 def test_stopped_anywhere_the_run_goes_on_bit_for_bit(
-    folder: Any, config_of: Any, trainer_of: Any, workers: int, log_interval: int
+    tmp_path: Path, workers: int, log_interval: int
 ) -> None:
-    config = config_of(
+    config = make_config(
         data={"dataset": "demo", "image_size": 16, "workers": workers},
         run={"log_interval": log_interval},
         train={"epochs": 3, "batch_size": 4, "lr": 1e-2, "warmup_steps": 3, "schedule": "cosine"},
     )
-    whole, parts = folder("whole"), folder("parts")
-    reference = trainer_of(whole, config, dropout=0.5, norm=True)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    reference = make_trainer(whole, config, dropout=0.5, norm=True)
     reference.fit()
     for step in (1, 5, 7, 13):  # the first, the end of an epoch, inside two others
-        trainer = trainer_of(parts, config, dropout=0.5, norm=True)
+        trainer = make_trainer(parts, config, dropout=0.5, norm=True)
         stop_after(trainer, step)
         with pytest.raises(Stopped) as stopped:
             trainer.fit()
         assert stopped.value.exit_code == 143 and trainer.step == step
-    trainer = trainer_of(parts, config, dropout=0.5, norm=True)
+    trainer = make_trainer(parts, config, dropout=0.5, norm=True)
     trainer.fit()
     assert rows(parts) == rows(whole)
     assert trainer.best == reference.best
@@ -70,26 +62,22 @@ def test_stopped_anywhere_the_run_goes_on_bit_for_bit(
         assert torch.equal(value, trainer.segmenter.state_dict()[name]), name
 
 
-def test_rows_after_the_last_save_are_written_once(
-    folder: Any, config_of: Any, trainer_of: Any
-) -> None:
-    config, path = config_of(), folder("run")
-    trainer = trainer_of(path, config)
+def test_rows_after_the_last_save_are_written_once(tmp_path: Path) -> None:
+    config, path = make_config(), tmp_path / "run"
+    trainer = make_trainer(path, config)
     stop_after(trainer, 3)
     with pytest.raises(Stopped):
         trainer.fit()
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train/loss": 9.0}\n{"step": 5, "tra')  # a crash while writing
-    trainer_of(path, config).fit()
+    make_trainer(path, config).fit()
     assert [row["step"] for row in rows(path) if "train/loss" in row] == list(range(1, 11))
     assert [row["step"] for row in rows(path) if "val/oIoU" in row] == [5, 10]
 
 
-def test_a_stop_while_scoring_keeps_the_score_due(
-    folder: Any, config_of: Any, trainer_of: Any
-) -> None:
-    config, path = config_of(), folder("run")
-    trainer = trainer_of(path, config)
+def test_a_stop_while_scoring_keeps_the_score_due(tmp_path: Path) -> None:
+    config, path = make_config(), tmp_path / "run"
+    trainer = make_trainer(path, config)
     val_set = trainer.val_sets["val"]
     original = val_set.letterbox
     val_set.letterbox = lambda i: (signal.raise_signal(signal.SIGINT), original(i))[1]
@@ -97,58 +85,52 @@ def test_a_stop_while_scoring_keeps_the_score_due(
         trainer.fit()
     assert stopped.value.exit_code == 130
     assert not [row for row in rows(path) if "val/oIoU" in row]
-    trainer_of(path, config).fit()
+    make_trainer(path, config).fit()
     assert [row["step"] for row in rows(path) if "val/oIoU" in row] == [5, 10]
 
 
-def test_handlers_are_put_back(folder: Any, config_of: Any, trainer_of: Any) -> None:
+def test_handlers_are_put_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    trainer_of(folder("run"), config_of(train={"batch_size": 4, "max_steps": 1})).fit()
+    make_trainer(tmp_path / "run", make_config(train={"batch_size": 4, "max_steps": 1})).fit()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
-def test_parts_of_a_batch_train_like_the_whole(
-    folder: Any, config_of: Any, trainer_of: Any, micro_batch: int
-) -> None:
+def test_parts_of_a_batch_train_like_the_whole(tmp_path: Path, micro_batch: int) -> None:
     options = {"epochs": 1, "batch_size": 4, "lr": 1e-2, "max_norm": 0.1, "precision": "fp32"}
     losses = []
     for name, size in (("whole", None), ("parts", micro_batch)):
-        path = folder(name)
-        trainer_of(path, config_of(train=options | {"micro_batch": size})).fit()
+        path = tmp_path / name
+        make_trainer(path, make_config(train=options | {"micro_batch": size})).fit()
         losses.append([row["train/loss"] for row in rows(path) if "train/loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_groups_keep_their_rates(folder: Any, config_of: Any, trainer_of: Any) -> None:
+def test_groups_keep_their_rates(tmp_path: Path) -> None:
     options = {"epochs": 2, "batch_size": 4, "lr": 1e-3, "encoder_lr_scale": 10.0}
-    trainer = trainer_of(folder("run"), config_of(train=options | {"milestones": [1]}))
+    trainer = make_trainer(tmp_path / "run", make_config(train=options | {"milestones": [1]}))
     trainer.fit()
     rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
     assert rates == pytest.approx({"encoder": 1e-3, "decoder": 1e-4})
 
 
-def test_the_rates_of_the_config_reach_the_groups(
-    folder: Any, config_of: Any, trainer_of: Any, fake_segmenter: Any, monkeypatch: Any
-) -> None:
+def test_the_rates_of_the_config_reach_the_groups(tmp_path: Path, monkeypatch: Any) -> None:
     given: list[dict[str, float]] = []
-    groups = fake_segmenter.parameter_groups
+    groups = FakeSegmenter.parameter_groups
 
     def spy(self: Any, **rates: float) -> Any:
         given.append(rates)
         return groups(self, **rates)
 
-    monkeypatch.setattr(fake_segmenter, "parameter_groups", spy)
-    trainer_of(folder("run"), config_of(train={"lr": 1e-3, "backbone_lr_scale": 0.5}))
+    monkeypatch.setattr(FakeSegmenter, "parameter_groups", spy)
+    make_trainer(tmp_path / "run", make_config(train={"lr": 1e-3, "backbone_lr_scale": 0.5}))
     assert given == [{"lr": 1e-3, "encoder_lr_scale": 1.0, "backbone_lr_scale": 0.5}]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_what_is_not_finite_stops_before_the_update(
-    folder: Any, config_of: Any, trainer_of: Any, where: str
-) -> None:
-    path = folder("run")
-    trainer = trainer_of(path, config_of(eval={"every_steps": 2}))
+def test_what_is_not_finite_stops_before_the_update(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "run"
+    trainer = make_trainer(path, make_config(eval={"every_steps": 2}))
     head = trainer.segmenter.head
     snapshots: list[torch.Tensor] = []
 
@@ -176,9 +158,9 @@ def test_what_is_not_finite_stops_before_the_update(
     assert state["step"] == 2
 
 
-def test_later_updates_are_left_out_too(config_of: Any, trainer_of: Any, folder: Any) -> None:
+def test_later_updates_are_left_out_too(tmp_path: Path) -> None:
     """A GPU goes on until somebody looks; nothing may move in the meantime."""
-    trainer = trainer_of(folder("run"), config_of())
+    trainer = make_trainer(tmp_path / "run", make_config())
     batch = torch.utils.data.default_collate([trainer.train_set[i] for i in range(4)])
     trainer.update(batch)
     before = [p.detach().clone() for p in trainer.update.parameters]
@@ -191,25 +173,21 @@ def test_later_updates_are_left_out_too(config_of: Any, trainer_of: Any, folder:
     assert trainer.optimizer.state[trainer.update.parameters[0]]["step"] == 1
 
 
-def test_time_ends_a_run_with_a_score(
-    folder: Any, config_of: Any, trainer_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_ends_a_run_with_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"epochs": 50, "batch_size": 4, "max_minutes": 1.0, "schedule": "cosine"}
-    path = folder("run")
+    path = tmp_path / "run"
     clock = itertools.count(0, 2)  # seconds
     monkeypatch.setattr("engine.trainer.time.monotonic", lambda: float(next(clock)))
-    trainer = trainer_of(path, config_of(train=options))
+    trainer = make_trainer(path, make_config(train=options))
     trainer.fit()
     first, *_, last, score = rows(path)
     assert 5 < trainer.step == last["step"] == score["step"] < 30 and "val/oIoU" in score
     assert last["train/lr"] < 0.05 * first["train/lr"]  # cooled down with the clock
 
 
-def test_best_is_the_best_by_the_chosen_measure(
-    folder: Any, config_of: Any, trainer_of: Any
-) -> None:
-    path = folder("run")
-    trainer = trainer_of(path, config_of(eval={"every_steps": 1, "metric": "mIoU"}))
+def test_best_is_the_best_by_the_chosen_measure(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    trainer = make_trainer(path, make_config(eval={"every_steps": 1, "metric": "mIoU"}))
     trainer.fit()
     scores = {row["step"]: row["val/mIoU"] for row in rows(path) if "val/mIoU" in row}
     best = max(scores, key=lambda step: (scores[step], step))  # of equals the later
@@ -222,11 +200,9 @@ def test_best_is_the_best_by_the_chosen_measure(
     assert story["backbone"]["sha256"] == "0" * 64
 
 
-def test_several_data_sets_are_scored_together_and_each(
-    folder: Any, config_of: Any, trainer_of: Any
-) -> None:
-    path = folder("run")
-    trainer = trainer_of(path, config_of(), mixed=True)
+def test_several_data_sets_are_scored_together_and_each(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    trainer = make_trainer(path, make_config(), mixed=True)
     trainer.fit()
     assert trainer.steps_per_epoch == 31 // 4
     scored = [row for row in rows(path) if "val/oIoU" in row]
@@ -252,28 +228,22 @@ def test_several_data_sets_are_scored_together_and_each(
 SUMS = ("intersection", "union", "count")
 
 
-def test_what_is_not_finite_names_its_data_set_among_several(
-    folder: Any, config_of: Any, trainer_of: Any
-) -> None:
-    trainer = trainer_of(folder("run"), config_of(), mixed=True)
+def test_what_is_not_finite_names_its_data_set_among_several(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", make_config(), mixed=True)
     trainer.segmenter.head.register_forward_hook(lambda *args: args[2] * torch.nan)
     with pytest.raises(NonFiniteError, match=r"samples: fake[02] ref \d+ 'box \d+' \("):
         trainer.fit()
 
 
 @pytest.mark.parametrize("batch_size", [22, 100])
-def test_a_batch_larger_than_the_data_is_refused(
-    folder: Any, config_of: Any, trainer_of: Any, batch_size: int
-) -> None:
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path, batch_size: int) -> None:
     with pytest.raises(ValueError, match=f"batch_size: {batch_size} is more than the 21"):
-        trainer_of(folder("run"), config_of(train={"batch_size": batch_size}))
+        make_trainer(tmp_path / "run", make_config(train={"batch_size": batch_size}))
 
 
-def test_time_and_memory_of_all_parts_of_a_run_are_kept(
-    folder: Any, config_of: Any, trainer_of: Any
-) -> None:
-    path = folder("run")
-    trainer = trainer_of(path, config_of())
+def test_time_and_memory_of_all_parts_of_a_run_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    trainer = make_trainer(path, make_config())
     stop_after(trainer, 3)
     with pytest.raises(Stopped):
         trainer.fit()
@@ -281,6 +251,6 @@ def test_time_and_memory_of_all_parts_of_a_run_are_kept(
     assert first["peak_memory"]["host"] > 2**20 and first["peak_memory"]["gpu"] == 0
     huge = {"host": 2**50, "gpu": 2**40}  # as if the first part had needed more
     save_state(path / "last.pt", first | {"elapsed": 1000.0, "peak_memory": huge})
-    trainer_of(path, config_of()).fit()
+    make_trainer(path, make_config()).fit()
     state = load_state(path / "last.pt")
     assert state["peak_memory"] == huge and 1000 < state["elapsed"] < 1060

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import FakeSegmenter, FakeSet
 
 from engine.precision import store_frozen
 from engine.update import GuardedAdam, Update, rate_factor
@@ -17,10 +18,10 @@ ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 @pytest.fixture
-def parts(fake_segmenter: Any, fake_set: Any) -> tuple[Any, Any, Any]:
+def parts() -> tuple[Any, Any, Any]:
     """A segmenter, its update in fp16 (which a CPU computes too) and a batch."""
     torch.manual_seed(0)
-    segmenter, dataset = fake_segmenter(), fake_set(4)
+    segmenter, dataset = FakeSegmenter(), FakeSet(4)
     optimizer = GuardedAdam(
         segmenter.parameter_groups(lr=1e-2, encoder_lr_scale=1.0), weight_decay=0.0
     )
@@ -64,9 +65,7 @@ def test_fp16_stops_for_good_at_a_loss_that_is_not_finite(parts: Any) -> None:
     assert update(batch)[0][2] == 1 and torch.equal(weights(segmenter), before)
 
 
-def test_a_compiled_update_is_the_same_update(
-    fake_segmenter: Any, fake_set: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_update_is_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's own graph is compiled by the tests of the methods."""
     compiled, real = [], torch.compile
 
@@ -75,11 +74,11 @@ def test_a_compiled_update_is_the_same_update(
         return real(module, backend="eager", fullgraph=True)
 
     monkeypatch.setattr(torch, "compile", compile_quickly)
-    batch = torch.utils.data.default_collate([fake_set(4)[index] for index in range(4)])
+    batch = torch.utils.data.default_collate([FakeSet(4)[index] for index in range(4)])
     rows = []
     for compiles in (False, True):
         torch.manual_seed(0)
-        segmenter = fake_segmenter()
+        segmenter = FakeSegmenter()
         groups = segmenter.parameter_groups(lr=1e-3, encoder_lr_scale=1.0)
         adam = GuardedAdam(groups, weight_decay=0.0)
         update = Update(segmenter, adam, processes=ALONE, precision="fp32", compiles=compiles)

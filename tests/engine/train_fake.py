@@ -1,4 +1,4 @@
-"""What the tests start under torchrun: trains the fake model of ``conftest.py`` four times.
+"""What the tests start under torchrun: trains the fake model of ``fakes.py`` four times.
 
 python train_fake.py FOLDER leaves there ``plain``, ``mixed`` (two data sets), ``whole`` (dropout
 and BatchNorm) and ``parts``, which is ``whole`` stopped by a signal that the last process alone
@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from conftest import make_config, make_trainer
+from fakes import make_config, make_trainer
 
 from engine.stop import Stopped
 from engine.update import Update
@@ -35,7 +35,6 @@ class Interrupted(Update):
 
 
 def train(folder: Path, processes: Processes, *, interrupt: bool = False, **options: Any) -> None:
-    folder.mkdir(exist_ok=True)
     trainer = make_trainer(folder, make_config(), processes=processes, **options)
     if interrupt:
         trainer.update.__class__ = Interrupted
