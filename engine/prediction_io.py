@@ -181,7 +181,10 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if missing := sorted({"image", "sentence"}.difference(reader.fieldnames)):
             columns = ", ".join(missing)
             raise ValueError(f"{path}: no column {columns}; line 1 should be image,sentence")
-        yield from ((reader.line_num, row) for row in reader)
+        try:
+            yield from ((reader.line_num, row) for row in reader)
+        except csv.Error as error:
+            raise ValueError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
     elif path.suffix.lower() in (".jsonl", ".ndjson"):
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():

@@ -175,6 +175,7 @@ def test_tables_give_pairs_and_name_bad_lines(tmp_path: Path, name: str, content
         ("pairs.csv", b"picture,sentence\n", "no column image;"),
         ("pairs.csv", b"", "no column image, sentence;"),
         ("pairs.csv", b"image,sentence\n\xff,a\n", "UTF-8"),
+        ("pairs.csv", b"image,sentence\na.png," + b"a" * 140_000, "not CSV"),
         ("pairs.xlsx", b"", ".csv or .jsonl"),
         ("none.csv", None, "no such table"),
     ],
