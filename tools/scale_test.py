@@ -20,7 +20,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
@@ -92,6 +91,8 @@ def make_refs(num_images: int) -> list[dict[str, Any]]:
 
 def write_image(folder: Path, num_images: int, num_annotations: int, number: int) -> list[str]:
     """Write an image; return its row as JSON, and those of the objects on it."""
+    import cv2
+
     cv2.setNumThreads(1)  # the other processes have the other cores
     rng = np.random.default_rng(number)
     height, width = SIZE if rng.random() < 0.75 else SIZE[::-1]
@@ -182,6 +183,8 @@ def open_packed(root: Path) -> dict[str, Any]:
 
 def compare_bytes(root: Path) -> dict[str, int]:
     """Count bytes of the packed files, and of a JPEG and a PNG mask for each reference."""
+    import cv2
+
     from utils.data.masks import decode_mask
     from utils.data.store import ReferStore
 

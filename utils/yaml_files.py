@@ -8,6 +8,7 @@ import yaml
 
 # YAML 1.1 wants a dot and a signed exponent in a float, so PyYAML reads `1e-4` as a string.
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+MOST_NODES = 100_000  # of a document, with aliases written out
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
@@ -54,15 +55,33 @@ def parse_yaml(text: str) -> Any:
     try:
         loader = _Loader(text)
         problems = loader.problems
-        value = loader.get_single_data()
+        node = loader.get_single_node()
+        if node is not None and _count_nodes(node, {}) > MOST_NODES:
+            raise ValueError(f"it has more than {MOST_NODES:,} entries, with its aliases")
+        value = None if node is None else loader.construct_document(node)
+    except RecursionError:
+        problems.append("not valid YAML: nested too deeply")
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         problems.append(f"{line}not valid YAML: {error.problem}")
-    except (yaml.YAMLError, TypeError, ValueError) as error:  # ... a date such as 2024-13-45
+    # a value that its tag does not fit, such as the date 2024-13-45 or !!int ''
+    except (yaml.YAMLError, TypeError, ValueError, LookupError, AttributeError) as error:
         problems.append(f"not valid YAML: {' '.join(str(error).split())}")
     if problems:
         raise ValueError("\n".join(problems))
     return value
+
+
+def _count_nodes(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """Count the nodes below ``node``, an alias as often as it is used."""
+    if node not in counts:
+        counts[node] = MOST_NODES + 1  # what it has if it contains itself
+        children = node.value if isinstance(node.value, list) else []
+        flat = [
+            one for child in children for one in (child if isinstance(child, tuple) else [child])
+        ]
+        counts[node] = 1 + sum(_count_nodes(child, counts) for child in flat)
+    return counts[node]
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:

@@ -48,6 +48,12 @@ def test_names_of_data_sets_and_splits_are_those_of_the_data() -> None:
     assert f"# {', '.join(DATASETS)}," in (ROOT / "config/base.yaml").read_text()
 
 
+# ten aliases of ten aliases of ...: 10 ** 9 entries
+ALIASES = "a0: &a0 [1, 1]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "written", "names", "longest"),
     [
@@ -221,6 +227,12 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("a: \x00", ["YAML"]),
         ("train: {seed: !!python/name:os.system }", ["python/name"]),
         ("data: {root: 2024-13-45}", ["month"]),
+        ("a: !!int ''", ["YAML"]),
+        ("a: !!bool x", ["YAML"]),
+        ("a: !!timestamp x", ["YAML"]),
+        ("a: " + 2000 * "[", ["deeply"]),
+        ("a: &a [*a]", ["100,000"]),
+        (ALIASES, ["100,000"]),
         ("- a", ["['a']"]),
         ("base: 3", ["base: 3"]),
         ("base: runn.yaml", ["runn.yaml: ", "No such file", "run.yaml?"]),
