@@ -56,12 +56,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         ValueError: naming the first line that is not a JSON object.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         if not line:
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):  # of UTF-8 and JSON, and for deep brackets
             row = None
         if not isinstance(row, dict):
             raise ValueError(
