@@ -303,8 +303,8 @@ def test_lists_of_cris(scenes: Path, tmp_path: Path) -> None:
         (["--dataset", "demo", "--images", "b"], "--images"),
         (["--dataset", "demo", "--workers", "0"], "--workers 0"),
         (["--dataset", "demo", "--pixels", "0"], "--pixels 0"),
-        (["--dataset", "refcoco", "--images", "none"], "none holds no JPEG images"),
-        (["--dataset", "refcoco", "--images", "none", "--download"], "none holds no JPEG images"),
+        (["--dataset", "refcoco", "--images", "none"], "none has no JPEG images"),
+        (["--dataset", "refcoco", "--images", "none", "--download"], "none has no JPEG images"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_2(

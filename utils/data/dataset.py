@@ -97,6 +97,7 @@ class ReferDataset(Dataset):
         longest = default_max_words([dataset]) if max_tokens is None else max_tokens
         self.length = longest if length is None else length
         self.max_tokens = min(longest, self.length)
+        self.store.check_images(split)
         self.fingerprint: str = self.store.header["fingerprint"]
         index = self.store.index(split)
         self._num_tokens = index.num_tokens

@@ -6,12 +6,13 @@ writes them; docs/data-format.md describes them.
 """
 
 import difflib
+import hashlib
 import io
 import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,6 +185,26 @@ class ReferStore:
         """Read the names of the images of a split."""
         return {name.decode() for name in np.unique(self.index(split).file_name)}
 
+    def check_images(self, split: str) -> None:
+        """Check by their marks that the images of a split are those that it was packed with.
+
+        Raises:
+            ValueError: the image store was packed again from other files, or replaced.
+        """
+        self.check_split(split)
+        expected = self.header["splits"][split].get("images_sha256")
+        if expected is None:  # packed by an earlier version
+            return
+        names = sorted(self.file_names(split))
+        images = self.images_path
+        with readable(images, self._command), open_store(images).begin() as transaction:
+            marks = [transaction.get(f"{CHECKSUM}{name}".encode(), b"") for name in names]
+        if images_digest(zip(names, marks, strict=True)) != expected:
+            raise ValueError(
+                f"{self.images_path} has other images than {self.dataset} {split} was packed with; "
+                f"pack it again from the images that you mean: {self._command} --force"
+            )
+
     def image(self, file_name: str) -> bytes:
         """Read the bytes of an image file."""
         return self._read(self.images_path, file_name.encode())
@@ -200,6 +221,11 @@ class ReferStore:
             what = f"image {key.decode()}" if path == self.images_path else key.decode()
             raise ValueError(f"{path} holds no {what}; pack again: {self._command} --force")
         return data
+
+
+def images_digest(marks: Iterable[tuple[str, bytes]]) -> str:
+    """Compute a SHA-256 over names of images and their marks as they are stored."""
+    return hashlib.sha256(b"\n".join(name.encode() + mark for name, mark in marks)).hexdigest()
 
 
 def read_header(path: Path, command: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from utils.data.store import (
     FORMAT,
     HEADER,
     Mark,
+    ReferStore,
     open_store,
     raw_header,
     read_marks,
@@ -49,6 +50,7 @@ class ImagePacker:
     """Add images of a folder to a store.
 
     Args:
+        dataset: name of the data set that uses the images.
         store: path of the image store.
         folder: where the files are.
         sizes: name of every image -> height and width that its annotation gives; None for any.
@@ -59,6 +61,7 @@ class ImagePacker:
 
     def __init__(
         self,
+        dataset: str,
         store: Path,
         folder: Path,
         sizes: Mapping[str, Size | None],
@@ -67,9 +70,10 @@ class ImagePacker:
         force: bool,
         skip_bad: bool,
     ) -> None:
-        self.store, self.folder, self.sizes = store, folder, sizes
+        self.dataset, self.store, self.folder, self.sizes = dataset, store, folder, sizes
         self.command, self.force, self.skip_bad = command, force, skip_bad
         self.marks: dict[str, Mark] = {}
+        self.packed: dict[str, Mark] = {}
         self.bad: dict[str, str] = {}
         self._num_bytes = {name: _file_bytes(folder / name) for name in sizes}
 
@@ -80,11 +84,13 @@ class ImagePacker:
 
         Raises:
             ValueError: the folder is missing, or images of it are missing, damaged or of another
-                size than annotated. The good ones need not be read again.
+                size than annotated, or are not those that other packed data sets use under the
+                same name. The good ones need not be read again.
         """
         seconds = dict.fromkeys(groups, 0.0)
         packed = self._read_packed()
-        self.marks = {} if self.force else packed or {}
+        self.packed = packed or {}
+        self.marks = {} if self.force else self.packed
         if any(map(self._is_missing, self.sizes)):
             with closing(self._open_writer(None if packed is None else self.store)) as writer:
                 total = sum(map(self._is_missing, self.sizes))
@@ -139,10 +145,37 @@ class ImagePacker:
                 if fault:
                     self.bad[name] = fault
                     continue
+                before = self.packed.get(name, mark)
+                if before.sha256 != mark.sha256:
+                    self._check_only_user(name)
                 self.marks[name] = mark
                 key = f"{CHECKSUM}{name}".encode()
                 writer.put([(name.encode(), data), (key, json.dumps(mark).encode())])
         writer.commit()
+
+    def _check_only_user(self, name: str) -> None:
+        """Raise ``ValueError`` if another packed data set uses the image of this name."""
+        users = [dataset for dataset, names in self._images_of_others.items() if name in names]
+        if users:
+            stores = ", ".join(str(self.store.with_name(f"{user}.lmdb")) for user in users)
+            raise ValueError(
+                f"{self.folder / name} is not the image that {self.store} has under this name, "
+                f"and {' and '.join(users)} use that one; name the folder of those images, choose "
+                f"another --root, or delete {stores} and pack them again too"
+            )
+
+    @cached_property
+    def _images_of_others(self) -> dict[str, set[str]]:
+        """Read which images of this store every other data set uses."""
+        root, users = self.store.parent.parent, {}
+        for path in sorted(self.store.parent.glob("*.lmdb")):
+            name = path.name.removesuffix(".lmdb")
+            if path == self.store or name == self.dataset or not path.is_file():
+                continue
+            if raw_header(path, self.command).get("images") == self.store.stem:
+                other = ReferStore(root, name)
+                users[name] = set().union(*map(other.file_names, other.splits))
+        return users
 
     def _find_fault(self, name: str, mark: Mark) -> str:
         """Say why an image cannot be packed although it can be read; empty if it can."""

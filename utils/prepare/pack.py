@@ -23,6 +23,7 @@ from utils.data.store import (
     Index,
     Mark,
     ReferStore,
+    images_digest,
     index_key,
     packing_command,
     raw_header,
@@ -92,6 +93,7 @@ def pack_dataset(
             )
         num_refs = sum(map(len, groups.values()))
         packer = ImagePacker(
+            source.dataset,
             images_path,
             source.images,
             _annotated_sizes(groups),
@@ -354,6 +356,9 @@ def count_index(index: Index, marks: Mapping[str, Mark], *, num_bytes: int) -> d
         "over_17": int((index.num_tokens > 17).sum()),
         "over_22": int((index.num_tokens > 22).sum()),
         "bytes": num_bytes + sum(marks[name].num_bytes for name in names),
+        "images_sha256": images_digest(
+            (name, json.dumps(marks[name]).encode()) for name in sorted(names)
+        ),
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.data.dataset import ReferDataset
 from utils.data.store import ReferStore, store_path
 from utils.prepare.annotations import Source
 from utils.prepare.images import image_size
@@ -212,3 +213,35 @@ def test_an_unknown_size_is_that_of_the_image(copy_as: Copy, tmp_path: Path) -> 
     source = source._replace(read=lambda: entries)
     with pytest.raises(ValueError, match=entries[5].record["file_name"]):
         pack_dataset(tmp_path, source, accept_differences=True)
+
+
+def test_images_that_another_data_set_uses_never_change(copy_as: Copy, tmp_path: Path) -> None:
+    first = copy_as("refcoco", range(8))
+    pack_dataset(tmp_path, first, accept_differences=True)
+    store = ReferStore(tmp_path, "refcoco")
+    names = sorted(store.file_names("train"))
+    images = {name: store.image(name) for name in names}
+    second = copy_as("refcoco+", range(30))
+    (first.images / names[2]).write_bytes(images[names[2]] + b"of another copy")
+    for force in (False, True):
+        with pytest.raises(ValueError, match=f"{re.escape(names[2])} .* refcoco use"):
+            pack_dataset(tmp_path, second, accept_differences=True, force=force)
+        assert {name: ReferStore(tmp_path, "refcoco").image(name) for name in names} == images
+    (first.images / names[2]).write_bytes(images[names[2]])
+    pack_dataset(tmp_path, second, accept_differences=True)
+    for dataset in ("refcoco", "refcoco+"):
+        ReferStore(tmp_path, dataset).check_images("train")
+
+
+def test_an_image_store_of_other_images_is_refused(copy_as: Copy, tmp_path: Path) -> None:
+    source = copy_as("refcoco", range(8))
+    pack_dataset(tmp_path, source, accept_differences=True)
+    images = store_path(tmp_path, source.image_store)
+    other = images.with_suffix(".other")
+    images.rename(other)
+    path = next(source.images.iterdir())
+    path.write_bytes(path.read_bytes() + b"x")
+    pack_dataset(tmp_path, source, accept_differences=True)
+    other.replace(images)
+    with pytest.raises(ValueError, match=re.escape(str(images))):
+        ReferDataset(tmp_path, "refcoco", "train", image_size=64)
