@@ -9,12 +9,14 @@ import json
 import multiprocessing
 import os
 import pickle
-import resource
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -130,17 +132,49 @@ def measure(folder: Path, num_images: int) -> dict[str, Any]:
     for name, function in (("packing", pack), ("opening", open_packed)):
         print(name, flush=True)
         spawn = multiprocessing.get_context("spawn")  # memory is that of a new process
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool, watch_peaks() as peaks:
             figures[name] = pool.submit(function, folder).result()
+        figures[name]["peak_bytes"] = sum(peaks.values())
     return figures | {"bytes": compare_bytes(folder)}
 
 
-def pack(root: Path) -> dict[str, Any]:
-    """Pack what ``write_files`` wrote in ``root``.
+@contextmanager
+def watch_peaks() -> Iterator[dict[int, int]]:
+    """Yield the peak memory of every process that starts below this one, by its number.
 
-    ``peak_bytes`` is an upper bound: the peak of this process, and as often as there are workers
-    that of the largest. Their peaks may be at different times, and they share libraries.
+    The sum is an upper bound: peaks may be at different times, and libraries are shared.
     """
+    peaks: dict[int, int] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            for process in descendants(os.getpid()):
+                # the latest, not the largest: before a process starts its program, it has the
+                # memory of its parent
+                peaks[process] = peak_size(process) or peaks.get(process, 0)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        thread.join()
+
+
+def descendants(process: int) -> list[int]:
+    """List the processes that a process and its children started; empty when it has ended."""
+    try:
+        tasks = list(Path(f"/proc/{process}/task").iterdir())
+        children = [int(one) for t in tasks for one in (t / "children").read_text().split()]
+    except OSError:
+        return []
+    return children + [one for child in children for one in descendants(child)]
+
+
+def pack(root: Path) -> dict[str, Any]:
+    """Pack what ``write_files`` wrote in ``root``."""
     from utils.prepare.pack import pack_dataset
     from utils.prepare.refer import refer_source
 
@@ -152,12 +186,7 @@ def pack(root: Path) -> dict[str, Any]:
         accept_differences=True,
         shows_progress=sys.stderr.isatty(),
     )
-    workers = (os.cpu_count() or 1) * 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {
-        "seconds": time.perf_counter() - began,
-        "peak_bytes": peak_size(os.getpid()) + workers,
-        "splits": header["splits"],
-    }
+    return {"seconds": time.perf_counter() - began, "splits": header["splits"]}
 
 
 def open_packed(root: Path) -> dict[str, Any]:

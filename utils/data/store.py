@@ -196,9 +196,10 @@ class ReferStore:
         if expected is None:  # packed by an earlier version
             return
         names = sorted(self.file_names(split))
-        images = self.images_path
-        with readable(images, self._command), open_store(images).begin() as transaction:
-            marks = [transaction.get(f"{CHECKSUM}{name}".encode(), b"") for name in names]
+        with readable(self.images_path, self._command):
+            with open_store(self.images_path).begin() as transaction:
+                marks = [transaction.get(f"{CHECKSUM}{name}".encode(), b"") for name in names]
+            close_store(self.images_path)  # the pages that marks are on count as memory while open
         if images_digest(zip(names, marks, strict=True)) != expected:
             raise ValueError(
                 f"{self.images_path} has other images than {self.dataset} {split} was packed with; "
