@@ -100,7 +100,7 @@ class ReferDataset(Dataset):
         self.store.check_images(split)
         self.fingerprint: str = self.store.header["fingerprint"]
         index = self.store.index(split)
-        self._num_tokens = index.num_tokens
+        self._num_tokens, self._checksums = index.num_tokens, index.checksum
         self._ids = pad_tokens(index.tokens, index.num_tokens, self.max_tokens, self.length)
         self._first_sentence = _starts(index.num_sentences)  # of every row
         is_empty = (index.area == 0) & (not all_sentences)
@@ -144,12 +144,12 @@ class ReferDataset(Dataset):
         return torch.from_numpy(self._ids[sentence].astype(np.int64))
 
     def _record(self, index: int) -> dict[str, Any]:
-        return self.store.reference(self.split, self._find(index)[0])
+        return self.store.reference(self.split, self._find(index)[0], self._checksums)
 
     def info(self, index: int) -> Sample:
         """Describe an item: its sentence, its reference and its image."""
         row, sentence = self._find(index)
-        record = self.store.reference(self.split, row)
+        record = self.store.reference(self.split, row, self._checksums)
         sentence_id, text = record["sentences"][sentence - int(self._first_sentence[row])]
         return Sample(
             ref_id=record["ref_id"],
@@ -186,7 +186,7 @@ class ReferDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, sentence = self._find(index)
-        record = self.store.reference(self.split, row)
+        record = self.store.reference(self.split, row, self._checksums)
         box = self._letterbox(record)
         return {
             "image": self._square(record, box),

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,7 @@ class Index(NamedTuple):
         file_name: bytes (N,), UTF-8 name of the image.
         num_tokens: int32 (M,), start and end included.
         tokens: uint16, those of all expressions one after the other, none cut.
+        checksum: uint32 (N,), CRC-32 of the record's bytes; empty if an earlier version packed it.
     """
 
     position: np.ndarray
@@ -101,6 +103,7 @@ class Index(NamedTuple):
     file_name: np.ndarray
     num_tokens: np.ndarray
     tokens: np.ndarray
+    checksum: np.ndarray
 
     def to_bytes(self) -> bytes:
         """Encode the arrays as an uncompressed ``.npz`` file."""
@@ -113,7 +116,8 @@ class Index(NamedTuple):
         """Decode what ``to_bytes`` encoded; ``lmdb.CorruptedError`` for anything else."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in cls._fields})
+                fields = {"checksum": np.zeros(0, np.uint32), **arrays}
+                return cls(**{name: fields[name] for name in cls._fields})
         except (ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile) as error:
             raise lmdb.CorruptedError("an index in it is damaged") from error
 
@@ -163,16 +167,32 @@ class ReferStore:
 
     def references(self, split: str) -> list[dict[str, Any]]:
         """Read all records of a split, in the order of the annotation file."""
-        self.check_split(split)
+        checksums = self.index(split).checksum
         with readable(self.path, self._command):
-            return [json.loads(value) for _, value in scan(open_store(self.path), f"{split}/")]
+            lines = [value for _, value in scan(open_store(self.path), f"{split}/")]
+        return [self._parse(split, row, line, checksums) for row, line in enumerate(lines)]
 
-    def reference(self, split: str, row: int) -> dict[str, Any]:
-        """Read one record of a split; ``IndexError`` beyond its end."""
+    def reference(
+        self, split: str, row: int, checksums: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Read one record of a split; ``IndexError`` beyond its end.
+
+        ``checksums`` are those of the split's index, which is read without them.
+        """
         self.check_split(split)
         if not 0 <= row < self.header["splits"][split]["refs"]:
             raise IndexError(f"reference {row} of {split}")
-        return json.loads(self._read(self.path, record_key(split, row)))
+        line = self._read(self.path, record_key(split, row))
+        checksums = self.index(split).checksum if checksums is None else checksums
+        return self._parse(split, row, line, checksums)
+
+    def _parse(self, split: str, row: int, line: bytes, checksums: np.ndarray) -> dict[str, Any]:
+        if row < len(checksums) and zlib.crc32(line) != checksums[row]:
+            raise ValueError(
+                f"{self.path}: record {row} of {split} is damaged (its checksum differs); "
+                f"pack it again: {self._command} --force"
+            )
+        return json.loads(line)
 
     def index(self, split: str) -> Index:
         """Read the index of a split."""

@@ -7,6 +7,7 @@ import hashlib
 import heapq
 import json
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import combinations
@@ -306,7 +307,7 @@ def pack_split(
         areas += [area for _, area in result]
         bar.update(len(result))
     records = [entry.record for entry in rows.values()]
-    index = make_index(records, np.array(list(rows), np.int32), areas)
+    index = make_index(records, np.array(list(rows), np.int32), areas, map(zlib.crc32, lines))
     counts = count_index(index, images.marks, num_bytes=sum(map(len, lines)))
     counts["seconds"] = round(images.seconds[split] + time.monotonic() - began, 2)
     writer.put([(record_key(split, row), line) for row, line in enumerate(lines)])
@@ -328,8 +329,10 @@ def encode_entries(entries: list[Entry]) -> list[tuple[str, int]]:
     return list(zip(lines, mask_areas(records), strict=True))
 
 
-def make_index(records: list[Record], positions: np.ndarray, areas: list[int]) -> Index:
-    """Build the index of records, whose masks have ``areas`` pixels."""
+def make_index(
+    records: list[Record], positions: np.ndarray, areas: list[int], checksums: Iterable[int]
+) -> Index:
+    """Build the index of records, whose masks have ``areas`` pixels and lines ``checksums``."""
     from utils.data.tokenizer import encode  # here, since it brings torch
 
     tokens = [encode(text) for record in records for _, text in record["sentences"]]
@@ -341,6 +344,7 @@ def make_index(records: list[Record], positions: np.ndarray, areas: list[int]) -
         file_name=np.array(names, np.bytes_),
         num_tokens=np.array([len(ids) for ids in tokens], np.int32),
         tokens=np.array([token for ids in tokens for token in ids], np.uint16),
+        checksum=np.fromiter(checksums, np.uint32),
     )
 
 

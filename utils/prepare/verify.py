@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -66,12 +67,14 @@ def _split_faults(
     faults: list[str] = []
     records: list[dict[str, Any]] = []
     areas: list[int] = []
+    checksums: list[int] = []
     num_bytes = 0
     lines = (line for _, line in scan(open_store(store.path), f"{split}/"))
     for chunk in run(read_lines, split_chunks(lines, CHUNK_RECORDS)):
-        for record, area, size, fault in chunk:
+        for record, area, size, checksum, fault in chunk:
             records.append(record)
             areas.append(area)
+            checksums.append(checksum)
             num_bytes += size
             mark, shape = marks.get(record["file_name"]), (record["height"], record["width"])
             if mark and (mark.height, mark.width) != shape:
@@ -79,7 +82,9 @@ def _split_faults(
             faults += [f"{split}: {fault}"] if fault else []
         bar.update(len(chunk))
     stored = store.index(split)
-    index = make_index(records, stored.position, areas)
+    if not len(stored.checksum):  # packed by an earlier version
+        checksums = []
+    index = make_index(records, stored.position, areas, checksums)
     faults += [
         f"{split}: {name} of its index is not that of its records"
         for name in Index._fields
@@ -88,15 +93,16 @@ def _split_faults(
     if not faults:
         packed = store.header["splits"][split]
         faults += [
-            f"{split}: {key} is {num:,}, its header has {packed[key]:,}"
-            for key, num in count_index(index, marks, num_bytes=num_bytes).items()
-            if packed[key] != num
+            f"{split}: {key} is {value}, its header has {packed[key]}"
+            for key, value in count_index(index, marks, num_bytes=num_bytes).items()
+            if packed.get(key, value) != value  # earlier versions have fewer keys
         ]
     return faults
 
 
-def read_lines(lines: list[bytes]) -> list[tuple[dict[str, Any], int, int, str]]:
-    """Read records without masks; with each the pixels of its mask, its bytes, what is wrong."""
+def read_lines(lines: list[bytes]) -> list[tuple[dict[str, Any], int, int, int, str]]:
+    """Read records without masks; with each the pixels of its mask, its bytes, its checksum and
+    what is wrong."""
     results = []
     for line in lines:
         record = json.loads(line)
@@ -108,7 +114,7 @@ def read_lines(lines: list[bytes]) -> list[tuple[dict[str, Any], int, int, str]]
             area = mask_areas([{**record, "rle": text}])[0]
         except ValueError as error:
             fault = str(error)
-        results.append((record, area, len(line), fault))
+        results.append((record, area, len(line), zlib.crc32(line), fault))
     return results
 
 

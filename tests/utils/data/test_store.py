@@ -40,7 +40,7 @@ def test_records_images_and_indices_come_back(demo_root: Path) -> None:
         assert index.num_tokens.tolist() == [len(ids) for ids in tokens]
         assert index.tokens.tolist() == [token for ids in tokens for token in ids]
         types = [array.dtype for array in index]
-        assert types[:3] == [np.int32, np.int32, np.int64] and types[4:] == [np.int32, np.uint16]
+        assert types[:3] == [np.int32, np.int32, np.int64] and types[4:6] == [np.int32, np.uint16]
     for name in {record["file_name"] for record in all_records}:
         assert store.image(name) == (source.images / name).read_bytes()
 

@@ -1,7 +1,9 @@
 """Verifying a packed data set finds whatever was changed in it."""
 
 import hashlib
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from utils.data.dataset import ReferDataset
 from utils.data.store import Index, ReferStore, store_path
 from utils.prepare.verify import verify_dataset
 
@@ -87,7 +90,39 @@ def test_a_changed_record_is_noticed(
         verify_dataset(packed_copy, "demo")
 
 
-def test_another_fingerprint_is_noticed(packed_copy: Path, change: Callable) -> None:
+def without_checksums(data: bytes) -> bytes:
+    """The index as earlier versions wrote it."""
+    with np.load(io.BytesIO(data)) as arrays:
+        file = io.BytesIO()
+        np.savez(file, **{name: arrays[name] for name in arrays if name != "checksum"})
+    return file.getvalue()
+
+
+def test_a_damaged_record_is_never_read(packed_copy: Path, change: Callable) -> None:
+    store = ReferStore(packed_copy, "demo")
+    number = re.search(rb"\d", store._read(store.path, b"val/00000003"))
+    assert number is not None
+    place = number.start()
+    change("demo", "val/00000003", lambda line: line[:place] + b"7" + line[place + 1 :])
+    dataset = ReferDataset(packed_copy, "demo", "val", image_size=64, all_sentences=True)
+    reads = [lambda: store.reference("val", 3), lambda: store.references("val")]
+    for read in [*reads, lambda: [dataset[index] for index in range(len(dataset))]]:
+        with pytest.raises(ValueError, match="record 3 of val"):
+            read()
+    assert store.reference("val", 2)
+    with pytest.raises(ValueError, match="val: checksum of its index"):
+        verify_dataset(packed_copy, "demo")
+
+
+def test_stores_of_earlier_versions_are_read_and_verified(
+    packed_copy: Path, change: Callable
+) -> None:
+    for split in ReferStore(packed_copy, "demo").splits:
+        change("demo", f"index/{split}", without_checksums)
+    change("demo", "header", lambda data: re.sub(rb', "images_sha256": "\w+"', b"", data))
+    verify_dataset(packed_copy, "demo")
+    assert len(ReferDataset(packed_copy, "demo", "train", image_size=64)[0]["ids"]) == 17
+    assert ReferStore(packed_copy, "demo").references("val")
     change("demo", "val/00000003", of_same_length)
     with pytest.raises(ValueError, match=r"its fingerprint is \w{64}, its header has \w{64}"):
         verify_dataset(packed_copy, "demo")
@@ -120,6 +155,6 @@ def test_changed_counts_are_noticed(packed_copy: Path, change: Callable) -> None
 def test_ten_faults_are_listed_and_the_others_counted(packed_copy: Path, change: Callable) -> None:
     for row in range(25):
         change("demo", f"val/{row:08d}", with_field(rle="5"))
-    with pytest.raises(ValueError, match=r"; and 16 faults more; pack it again: ") as info:
+    with pytest.raises(ValueError, match=r"; and 17 faults more; pack it again: ") as info:
         verify_dataset(packed_copy, "demo")
     assert str(info.value).count("RLE is damaged") == 10
