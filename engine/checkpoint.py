@@ -1,8 +1,7 @@
 """Write and read checkpoints: ``best.safetensors`` of a model, ``last.pt`` of a run in progress.
 
-``best.safetensors`` holds what trained (or everything) and can be read without running code. Its
-header is JSON: the config, the backbone's name and SHA-256, and what the writer adds (step, scores,
-commit, versions, data). ``last.pt`` holds all that a run needs to continue exactly.
+``best.safetensors`` contains what trained (or everything). Its header is JSON: the config, the
+backbone's name and SHA-256, and what the writer adds (step, scores, commit, versions, data).
 """
 
 import json
@@ -34,12 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS_FOLDER = "pretrain"
 WEIGHTS_SUFFIXES = {".bin", ".pt", ".pth", ".safetensors"}
 # These keys do not change a loaded model: the file's path (its hash counts), and training options.
-_IRRELEVANT = (
-    "backbone.weights",
-    "decoder.dropout",
-    "decoder.initial_kernel",
-    "decoder.train_connect",
-)
+IRRELEVANT: tuple[str, ...] = ("backbone.weights",)
+IRRELEVANT += ("decoder.dropout", "decoder.initial_kernel", "decoder.train_connect")
 # These keys change neither a loss nor the choice of the best checkpoint.
 KEYS_ALLOWED_TO_CHANGE_ON_RESUME = (
     "run.",
@@ -78,15 +73,15 @@ class Checkpoint:
     def sentence_length(self, config: Config) -> int:
         """Return how many tokens of every sentence the model reads under ``config``, with padding.
 
-        That is the length of training, whatever the model is scored on, since modules between the
-        towers read the padding too. A longer ``data.max_words`` makes it longer.
+        That is the length of training, since modules between the towers read the padding too. A
+        longer ``data.max_words`` makes it longer.
         """
         return max(config.data.max_words or 0, self.config.data.longest_sentence)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in eval mode on its device, its weights stored in ``precision``; see ``config``."""
+    """A model in eval mode on its device, its weights stored in ``precision``."""
 
     segmenter: Segmenter
     config: Config
@@ -132,13 +127,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ValueError: ``path`` is missing or not a checkpoint of this project.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give the best.safetensors in it")
     if not path.is_file():
-        reason = (
-            "is a folder; give the best.safetensors in it"
-            if path.is_dir()
-            else "no such checkpoint; train.py writes best.safetensors to its folder"
+        raise ValueError(
+            f"{path}: no such checkpoint; train.py writes best.safetensors to its folder"
         )
-        raise ValueError(f"{path}: {reason}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -167,12 +161,8 @@ def load_for_inference(
 ) -> TrainedModel:
     """Load the model of a checkpoint for scoring and prediction; it cannot be trained any more.
 
-    Args:
-        config: replaces the checkpoint's own config.
-        device: where the model goes; the CPU by default.
-
-    Raises:
-        ValueError: as :func:`load_segmenter`.
+    ``config`` replaces the checkpoint's own; the device is the CPU by default. Raises as
+    :func:`load_segmenter`.
     """
     config, device = config or checkpoint.config, device or torch.device("cpu")
     segmenter = load_segmenter(checkpoint, config).to(device).eval()
@@ -184,11 +174,9 @@ def load_for_inference(
 def load_segmenter(checkpoint: Checkpoint, config: Config | None = None) -> Segmenter:
     """Build the model of ``config``, or of the checkpoint's own, and load the weights into it.
 
-    The CLIP of the training is found by its SHA-256, see :func:`find_backbone`.
-
     Raises:
         ValueError: the checkpoint has another architecture (the message names the keys), or no
-            file has the SHA-256 of its CLIP.
+            file has the SHA-256 of its CLIP, see :func:`find_backbone`.
     """
     config = config or checkpoint.config
     _check_architecture(config, checkpoint)
@@ -204,13 +192,13 @@ def load_segmenter(checkpoint: Checkpoint, config: Config | None = None) -> Segm
     try:
         load(load_file(checkpoint.path))
     except ValueError as error:
-        ours, theirs = config.data.image_size, checkpoint.config.data.image_size
         # weights over positions belong to the image size of training
+        ours, theirs = config.data.image_size, checkpoint.config.data.image_size
         hint = (
             f" It was trained on images of {theirs} pixels and this model takes {ours}; "
             f"set data.image_size={theirs}"
         )
-        raise ValueError(f"{checkpoint.path}: {error}{hint if ours != theirs else ''}") from None
+        raise ValueError(f"{checkpoint.path}: {error}{hint * (ours != theirs)}") from None
     return segmenter
 
 
@@ -218,7 +206,7 @@ def _check_architecture(config: Config, checkpoint: Checkpoint) -> None:
     ours, trained = config.model.model_dump(), checkpoint.config.model.model_dump()
     listed = [
         f"model.{key} is {then!r} in it and {now!r} in the config"
-        for key, (now, then) in find_differences(ours, trained, ignored=_IRRELEVANT).items()
+        for key, (now, then) in find_differences(ours, trained, ignored=IRRELEVANT).items()
         if not key.endswith(".lr_scale")
     ]
     if listed:
@@ -255,7 +243,7 @@ def find_backbone(config: Config, checkpoint: Checkpoint) -> Config:
         ValueError: no file has that SHA-256; the message says how to get it.
     """
     backbone, metadata = config.model.backbone, checkpoint.metadata
-    sha256, name = metadata["backbone"]["sha256"], metadata["backbone"]["name"]
+    name, sha256 = metadata["backbone"]["name"], metadata["backbone"]["sha256"]
     is_complete = metadata["holds"] == "everything" and backbone.name is not None
     if sha256 is None or is_complete:
         return config
@@ -269,19 +257,15 @@ def find_backbone(config: Config, checkpoint: Checkpoint) -> Config:
             backbone = backbone.model_copy(update={"weights": str(path)})
             model = config.model.model_copy(update={"backbone": backbone})
             return config.model_copy(update={"model": model})
-    if name is None or name not in BACKBONES:
-        way = f"put that file into {WEIGHTS_FOLDER}/ or set model.backbone.weights to it"
-    elif name.startswith("demo-"):
-        way = f"it belongs to the project: git restore {WEIGHTS_FOLDER}/{name}.pt"
-    else:
-        way = (
-            f"get it with `python tools/download_weights.py {name}`, put it into "
-            f"{WEIGHTS_FOLDER}/ or set model.backbone.weights to it"
-        )
-    searched = f"neither {backbone.weights} nor" if backbone.weights else "no"
+    ways = f"put that file into {WEIGHTS_FOLDER}/ or set model.backbone.weights to it"
+    if name in BACKBONES:
+        ways = f"get it with `python tools/download_weights.py {name}`, {ways}"
+        if name.startswith("demo-"):
+            ways = f"it belongs to the project: git restore {WEIGHTS_FOLDER}/{name}.pt"
+    searched = f"neither {backbone.weights} nor any" if backbone.weights else "no"
     raise ValueError(
         f"{checkpoint.path}: was trained on the {name or 'CLIP'} with SHA-256 {sha256}, and "
-        f"{searched} file in {WEIGHTS_FOLDER}/ has it; {way}"
+        f"{searched} file in {WEIGHTS_FOLDER}/ has it; {ways}"
     )
 
 
@@ -294,11 +278,7 @@ def save_state(path: Path, state: State) -> None:
 
 
 def load_state(path: Path) -> State:
-    """Read what ``save_state`` wrote, on the CPU, without running code of the file.
-
-    Raises:
-        ValueError: the file is something else.
-    """
+    """Read the state in ``path`` on the CPU, without running code; ``ValueError`` if it cannot."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive makes torch raise many types
@@ -311,8 +291,8 @@ def load_state(path: Path) -> State:
 def is_finished(state: State, config: Config) -> bool:
     """Return whether the run of ``state`` ended, by steps or time, and was scored at its end."""
     minutes = config.train.max_minutes
-    is_in_time = minutes is None or state["elapsed"] < 60 * minutes
-    is_over = state["step"] >= state["total_steps"] or not is_in_time
+    is_out_of_time = minutes is not None and state["elapsed"] >= 60 * minutes
+    is_over = state["step"] >= state["total_steps"] or is_out_of_time
     return is_over and state["scored_step"] == state["step"]
 
 
@@ -325,24 +305,20 @@ def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
         names = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
         folder.rename(next(name for name in names if not name.exists()))
     folder.mkdir(parents=True, exist_ok=True)
-    last = folder / "last.pt"
-    if not last.exists():
-        if (folder / "best.safetensors").exists():
-            raise ValueError(
-                f"{folder}: has best.safetensors but no last.pt to continue from; --fresh renames "
-                "the folder and starts a new run, run.folder names another folder"
-            )
-        return None
-    state = load_state(last)
-    # Config gives keys that are newer than the run their defaults.
-    before = Config.from_dict(state["config"], source=str(last))
-    unequal = find_differences(
-        config.to_dict(), before.to_dict(), ignored=KEYS_ALLOWED_TO_CHANGE_ON_RESUME
-    )
-    if unequal:
+    last, problem, state = folder / "last.pt", "", None
+    if last.exists():
+        state = load_state(last)
+        # Config gives keys that are newer than the run their defaults.
+        before = Config.from_dict(state["config"], source=str(last)).to_dict()
+        allowed = KEYS_ALLOWED_TO_CHANGE_ON_RESUME
+        if changed := find_differences(config.to_dict(), before, ignored=allowed):
+            problem = f"has a run with another config: {describe_differences(changed)}"
+    elif (folder / "best.safetensors").exists():
+        problem = "has best.safetensors but no last.pt to continue from"
+    if problem:
         raise ValueError(
-            f"{folder}: has a run with another config: {describe_differences(unequal)}; --fresh "
-            "renames the folder and starts a new run, run.folder names another folder"
+            f"{folder}: {problem}; --fresh renames the folder and starts a new run, run.folder "
+            "names another folder"
         )
     return state
 
@@ -404,7 +380,7 @@ def describe_differences(unequal: Differences) -> str:
 
 
 def flatten(tree: Any, place: str = "") -> dict[str, Any]:
-    """Return the values of ``tree`` by their dotted keys, all of them below ``place``."""
+    """Return the values of ``tree`` by their dotted keys, all below ``place``."""
     if isinstance(tree, list) and any(isinstance(value, list | Mapping) for value in tree):
         tree = {str(position): value for position, value in enumerate(tree)}
     if not isinstance(tree, Mapping) or not tree:

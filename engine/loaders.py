@@ -98,10 +98,9 @@ def batch_order(
 ) -> list[list[int]]:
     """List this process's part of every batch of one epoch, from batch ``start`` on.
 
-    The order is a permutation by ``(seed, epoch)``. Batch ``b`` is its entries
-    ``[b * batch_size, (b + 1) * batch_size)``, of which process ``rank`` takes every
-    ``world_size``-th; the last, incomplete batch is dropped. Neither the number of workers nor that
-    of processes changes what an update reads, and an epoch can continue at any batch.
+    The order is a permutation by ``(seed, epoch)``; the last, incomplete batch is dropped. Of every
+    batch process ``rank`` takes each ``world_size``-th sample. So neither the number of workers nor
+    that of processes changes what an update reads, and an epoch can continue at any batch.
     """
     order = np.random.default_rng((seed, epoch)).permutation(num_samples)
     num_batches = num_samples // batch_size
@@ -133,7 +132,7 @@ def check_batch_size(config: Config, train_set: MixedDataset, processes: Process
 
 
 def train_loader(
-    train_set: MixedDataset, config: Config, processes: Processes, *, epoch: int, start: int
+    train_set: MixedDataset, config: Config, processes: Processes, epoch: int, start: int = 0
 ) -> DataLoader:
     """Load this process's part of the batches of ``epoch``, from batch ``start`` on."""
     train_set.set_epoch(epoch)

@@ -1,13 +1,10 @@
 """Compute masks from logits, and scores from masks: sums of whole numbers, divided once."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,10 +33,6 @@ class Record:
     def iou(self) -> float:
         """``intersection / union``; 0 where both masks are empty: a reference has an object."""
         return self.intersection / self.union if self.union else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row of the per-sample file."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ def as_rgb(picture: Picture) -> np.ndarray:
     if not isinstance(picture, np.ndarray):
         kind = type(picture).__name__
         raise ValueError(f"{kind} is not a picture; give a path, a NumPy array or a PIL image")
-    channels = picture.shape[2] if picture.ndim == 3 else 1
-    fits = picture.ndim in (2, 3) and channels in (1, 3, 4) and picture.size > 0
+    channels = picture.shape[2:] or (1,)
+    fits = picture.ndim > 1 and channels in ((1,), (3,), (4,)) and picture.size > 0
     if not fits or picture.dtype not in (np.uint8, np.uint16, np.bool_):
         raise ValueError(
             f"an array of {picture.dtype} and shape {picture.shape} is not a picture; give uint8 "
@@ -70,7 +70,7 @@ def as_rgb(picture: Picture) -> np.ndarray:
         picture = (picture >> 8).astype(np.uint8)
     elif picture.dtype == np.bool_:
         picture = picture.astype(np.uint8) * 255
-    if channels == 1:
+    if channels == (1,):
         picture = np.repeat(picture.reshape(*picture.shape[:2], 1), 3, axis=2)
     return np.ascontiguousarray(picture[:, :, :3])
 
@@ -155,8 +155,17 @@ def read_pairs(path: Path) -> Inputs:
     Raises:
         ValueError: a table that is missing or of another kind.
     """
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".jsonl", ".ndjson"):
+        raise ValueError(f"{path}: a table of pairs ends in .csv or .jsonl")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such table of pairs")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a mark before line 1
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     inputs = Inputs()
-    for line, row in _read_rows(path):
+    for line, row in _csv_rows(path, text) if kind == ".csv" else _json_rows(text):
         image, sentence = row.get("image"), row.get("sentence")
         if not isinstance(image, str) or not image.strip():
             inputs.problems.append(f"{path}: line {line}: no 'image'; name a picture")
@@ -167,33 +176,25 @@ def read_pairs(path: Path) -> Inputs:
     return inputs
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each line and its columns, none if the line is not a row."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such table of pairs")
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    if missing := sorted({"image", "sentence"}.difference(reader.fieldnames)):
+        columns = ", ".join(missing)
+        raise ValueError(f"{path}: no column {columns}; line 1 should be image,sentence")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors write a mark before line 1
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-        if missing := sorted({"image", "sentence"}.difference(reader.fieldnames)):
-            columns = ", ".join(missing)
-            raise ValueError(f"{path}: no column {columns}; line 1 should be image,sentence")
-        try:
-            yield from ((reader.line_num, row) for row in reader)
-        except csv.Error as error:
-            raise ValueError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
-    elif path.suffix.lower() in (".jsonl", ".ndjson"):
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                row = None
-                with suppress(json.JSONDecodeError):
-                    row = json.loads(line)
-                yield number, row if isinstance(row, dict) else {}
-    else:
-        raise ValueError(f"{path}: a table of pairs ends in .csv or .jsonl")
+        yield from ((reader.line_num, row) for row in reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
+
+
+def _json_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            row = None
+            with suppress(json.JSONDecodeError):
+                row = json.loads(line)
+            yield number, row if isinstance(row, dict) else {}
 
 
 @dataclass
@@ -226,7 +227,7 @@ class Job:
         entries: list[dict[str, Any]] = []
         names = [""] if self.inputs.is_single else folder_names(texts)
         # OpenCV's own messages about broken files say less than ours
-        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         self.output.mkdir(parents=True, exist_ok=True)
         try:
             with progress_bar(total=len(texts), desc="pictures", leave=False) as bar:
@@ -238,7 +239,6 @@ class Job:
                         report_problem(str(error))
                     bar.update()
         finally:  # also after Ctrl-C
-            cv2.utils.logging.setLogLevel(level)
             if entries:
                 lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
                 write_text(self.output / INDEX, f"[\n{lines}\n]\n")
@@ -335,9 +335,8 @@ def box_of(mask: np.ndarray) -> list[int] | None:
 
 def describe(mask: np.ndarray) -> str:
     """Say how much of the picture ``mask`` covers, and where, in pixels."""
-    box = box_of(mask)
-    if box is None:
+    if not mask.any():
         return "nothing found"
-    left, top, width, height = box
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     place = f"x {left} to {left + width - 1}, y {top} to {top + height - 1}"
     return f"{100 * mask.mean():.1f} % of the picture, {place}"

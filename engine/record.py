@@ -24,19 +24,13 @@ from engine.results import describe_code, measured, read_results
 from utils.config import Config, load_config
 from utils.files import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("results")
 # Keys in which the seeds of one method may differ.
 KEYS_OF_A_RUN = ("train.seed", "run.", "data.root", "data.workers")
 # Keys that change neither the training of a model nor its logits.
-KEYS_WITHOUT_EFFECT = (
-    "run.",
-    "eval.batch_size",
-    "eval.threshold",
-    "data.root",
-    "data.workers",
-    "model.backbone.weights",
-)
+KEYS_WITHOUT_EFFECT: tuple[str, ...] = ("run.", "data.root", "data.workers")
+KEYS_WITHOUT_EFFECT += ("eval.batch_size", "eval.threshold", "model.backbone.weights")
 
 
 @dataclass(frozen=True)
@@ -66,12 +60,11 @@ class Recording:
         names = ("backbone", "attached", "head", "trainable", "frozen")
         keys = flatten(results["config"])
         shared = {key: x for key, x in keys.items() if not key.startswith(KEYS_OF_A_RUN)}
+        config_bytes = json.dumps(shared, sort_keys=True).encode()
         record = {
             "method": self.method,
             "config_file": self.config_file,
-            "config_sha256": hashlib.sha256(
-                json.dumps(shared, sort_keys=True).encode()
-            ).hexdigest(),
+            "config_sha256": hashlib.sha256(config_bytes).hexdigest(),
             "parameters": {name: sizes[name] for name in names},
             "training": {
                 "steps": self.state["step"],
@@ -99,7 +92,7 @@ def open_recording(
         ValueError: if the run is not complete, was trained with another ``config`` or has no name,
             or if another run is recorded under that name.
     """
-    saved = read_checkpoint(checkpoint)
+    saved, run = read_checkpoint(checkpoint), checkpoint.parent
     trained = saved.config
     allowed = (*KEYS_WITHOUT_EFFECT, "eval.precision")
     if changed := find_differences(config.to_dict(), trained.to_dict(), ignored=allowed):
@@ -107,18 +100,30 @@ def open_recording(
             f"{checkpoint}: --record keeps a run as it was trained, but "
             f"{describe_differences(changed)}; remove these changes, or --record"
         )
-    state = _read_last_state(checkpoint.parent)
+    last, log = run / "last.pt", run / "run.log"
+    for path in (last, log):
+        if not path.is_file():
+            raise ValueError(
+                f"{run} has no {path.name}: --record needs the folder of a run, with all that "
+                "train.py wrote there"
+            )
+    state = load_state(last)
+    if not is_finished(state, Config.from_dict(state["config"], source=str(last))):
+        raise ValueError(
+            f"{run}: this run is at step {state['step']} of {state['total_steps']}; --record keeps "
+            "runs that have ended"
+        )
     config_file = saved.metadata.get("config_file")  # checkpoints of earlier versions lack it
     method = check_method_name(name or _method_name(trained, config_file))
-    path = folder / f"{method}-seed{trained.train.seed}.json"
-    if path.exists():
-        recorded = read_results(path)[0]["checkpoint"]["sha256"]
+    record = folder / f"{method}-seed{trained.train.seed}.json"
+    if record.exists():
+        recorded = read_results(record)[0]["checkpoint"]["sha256"]
         if recorded != saved.sha256:
             raise ValueError(
-                f"{path} records another run, with checkpoint {recorded[:12]}; records are never "
+                f"{record} records another run, with checkpoint {recorded[:12]}; records are never "
                 "edited: give --record another name"
             )
-    return Recording(path, method, config_file, checkpoint.parent / "run.log", state)
+    return Recording(record, method, config_file, log, state)
 
 
 def check_method_name(name: str) -> str:
@@ -167,33 +172,14 @@ def _scores(results: Mapping[str, Any]) -> Any:
     return results["checkpoint"]["sha256"], by_protocol
 
 
-def _read_last_state(folder: Path) -> State:
-    """Read the state of a run that has ended; ``ValueError`` if it has not, or lacks a file."""
-    for name in ("last.pt", "run.log"):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder} has no {name}: --record needs the folder of a run, with all that "
-                "train.py wrote there"
-            )
-    state = load_state(folder / "last.pt")
-    if not is_finished(state, Config.from_dict(state["config"], source=str(folder / "last.pt"))):
-        raise ValueError(
-            f"{folder}: this run is at step {state['step']} of {state['total_steps']}; "
-            "--record keeps runs that have ended"
-        )
-    return state
-
-
 def _method_name(config: Config, config_file: str | None) -> str:
     """``etris_vitb16`` for that file; with another data set ``etris_vitb16-refcoco+``."""
-    if config_file is None:
-        raise ValueError(
-            "--record needs a name, such as --record mine: the run does not name a file of config/"
-        )
-    if changed := _changed_keys(config, config_file):
-        raise ValueError(
-            f"--record needs a name, such as --record mine: of {config_file}, {'; '.join(changed)}"
-        )
+    changed = None if config_file is None else _changed_keys(config, config_file)
+    if config_file is None or changed:
+        reason = "the run does not name a file of config/"
+        if changed:
+            reason = f"of {config_file}, {'; '.join(changed)}"
+        raise ValueError(f"--record needs a name, such as --record mine: {reason}")
     name = "-".join(Path(config_file).with_suffix("").parts[1:])
     datasets = config.data.datasets
     is_same = datasets == load_config(ROOT / config_file).data.datasets

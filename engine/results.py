@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,9 @@ from utils.files import write_json_lines, write_text
 from utils.images import write_image
 from utils.memory import peak_size
 
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "numpy",
-    "opencv-python-headless",
-    "pycocotools",
-    "lmdb",
-    "safetensors",
-    "pydantic",
-)
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ["torch", "torchvision", "open_clip_torch", "numpy", "opencv-python-headless"]
+LIBRARIES += ["pycocotools", "lmdb", "safetensors", "pydantic"]
 DIRTY, UNKNOWN = "with uncommitted changes", "by code of an unknown commit"
 COLUMNS = ("oIoU", "mIoU", "Pr@0.5", "Pr@0.6", "Pr@0.7", "Pr@0.8", "Pr@0.9")
 
@@ -73,13 +65,11 @@ class Scoring:
             ValueError: no data set has one of ``splits``, or the checkpoint does not fit.
         """
         # The data comes before the weights, so that a mistake in it shows at once.
-        length = self.checkpoint.sentence_length(self.config)
-        sets = open_tests(self.config, splits, length)
+        sets = open_tests(self.config, splits, self.checkpoint.sentence_length(self.config))
         model = load_for_inference(self.checkpoint, self.config, self.processes.device)
         scores: dict[str, dict[str, Any]] = {protocol: {} for protocol in self.protocols}
         for label, dataset in sets.items():
-            for protocol, score in self._score(model, label, dataset).items():
-                scores[protocol][label] = score
+            self._score(model, label, dataset, scores)
         results = self._describe(scores, sets, model.precision)
         if self.processes.is_main:
             write_text(self.output / "results.json", json.dumps(results, indent=2) + "\n")
@@ -87,10 +77,13 @@ class Scoring:
         return results
 
     def _score(
-        self, model: TrainedModel, label: str, dataset: ReferDataset
-    ) -> dict[str, dict[str, Any]]:
-        """Score a split and write its files; return the scores by protocol."""
-        name = label.replace("/", "-")
+        self,
+        model: TrainedModel,
+        label: str,
+        dataset: ReferDataset,
+        scores: dict[str, dict[str, Any]],
+    ) -> None:
+        """Score a split and write its files; add its scores to those of each protocol."""
         began = time.monotonic()
         results = evaluate_by(
             self.protocols,
@@ -103,25 +96,24 @@ class Scoring:
             workers=self.config.data.workers,
         )
         seconds = time.monotonic() - began
-        first = results[self.protocols[0]]
-        if self.processes.is_main:
-            self.output.mkdir(parents=True, exist_ok=True)
-            for protocol, result in results.items():
-                suffix = "" if result is first else f"-{protocol}"
-                rows = (record.to_dict() for record in result.records)
-                write_json_lines(self.output / f"{name}{suffix}.jsonl", rows)
-            if self.num_pictures:
-                self._draw(model, dataset, first, self.output / f"{name}.png")
-            logger.info(f"{label}: {len(first.records)} sentences in {seconds:.1f} s")
-        return {
-            protocol: {
+        for protocol, result in results.items():
+            scores[protocol][label] = {
                 **result.metrics.to_dict(),
                 "references": len({record.ref_id for record in result.records}),
                 "truncated_sentences": dataset.num_truncated,
                 "seconds": round(seconds, 2),
             }
-            for protocol, result in results.items()
-        }
+        if not self.processes.is_main:
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        name, first = label.replace("/", "-"), results[self.protocols[0]]
+        for protocol, result in results.items():
+            suffix = "" if result is first else f"-{protocol}"
+            rows = map(asdict, result.records)
+            write_json_lines(self.output / f"{name}{suffix}.jsonl", rows)
+        if self.num_pictures:
+            self._draw(model, dataset, first, self.output / f"{name}.png")
+        logger.info(f"{label}: {len(first.records)} sentences in {seconds:.1f} s")
 
     def _draw(self, model: TrainedModel, dataset: ReferDataset, result: Result, path: Path) -> None:
         """Draw the best, the worst and some random other cases, none twice."""
@@ -147,49 +139,45 @@ class Scoring:
                 precision=model.precision,
                 device=self.processes.device,
             )
-            cases[name] = [
-                Case(*dataset.original(record.index), mask, record.sentence, record.iou)
-                for record, mask in zip(records, masks, strict=True)
-            ]
-        sheet = contact_sheet({name: group for name, group in cases.items() if group})
-        write_image(path, sheet)
+            if records:
+                cases[name] = [
+                    Case(*dataset.original(record.index), mask, record.sentence, record.iou)
+                    for record, mask in zip(records, masks, strict=True)
+                ]
+        write_image(path, contact_sheet(cases))
 
     def _describe(
         self, scores: dict[str, Any], sets: dict[str, ReferDataset], precision: str
     ) -> dict[str, Any]:
-        """Return what ``results.json`` holds: the scores and all that fixes them."""
+        """Return the content of ``results.json``: the scores and all that fixes them."""
+        config, length = self.config, self.checkpoint.sentence_length(self.config)
 
         def by_dataset(values: dict[str, Any]) -> Any:
-            return values if len(self.config.data.datasets) > 1 else next(iter(values.values()))
+            return values if len(config.data.datasets) > 1 else next(iter(values.values()))
 
         max_words = by_dataset({one.store.dataset: one.max_tokens for one in sets.values()})
-        length = self.checkpoint.sentence_length(self.config)
+        fingerprint = by_dataset({one.store.dataset: one.fingerprint for one in sets.values()})
         first, *others = [
             {
                 "splits": scores[name],
                 "protocol": describe_protocol(
-                    self.config, max_words, precision=precision, name=name, length=length
+                    config, max_words, precision=precision, name=name, length=length
                 ),
             }
             for name in self.protocols
         ]
-        training = dict(self.checkpoint.metadata)
-        for key in ("config", "hyperparameters"):
-            training.pop(key, None)
-        fingerprint = by_dataset({one.store.dataset: one.fingerprint for one in sets.values()})
+        metadata = self.checkpoint.metadata.items()
+        training = {key: x for key, x in metadata if key not in ("config", "hyperparameters")}
+        identity = {"file": self.checkpoint.path.name, "sha256": self.checkpoint.sha256}
         return {
             **first,
             "other_protocols": others,
-            "data": {"dataset": self.config.data.dataset, "fingerprint": fingerprint},
-            "checkpoint": {
-                "file": self.checkpoint.path.name,
-                "sha256": self.checkpoint.sha256,
-                **training,
-            },
-            "seed": self.config.train.seed,
+            "data": {"dataset": config.data.dataset, "fingerprint": fingerprint},
+            "checkpoint": identity | training,
+            "seed": config.train.seed,
             "processes": self.processes.world_size,
             **provenance(self.processes.device),
-            "config": self.config.to_dict(),
+            "config": config.to_dict(),
         }
 
 
@@ -207,12 +195,11 @@ def format_tables(results: Mapping[str, Any]) -> str:
     """
     tables = {}
     for name, splits in splits_by_protocol(results).items():
+        several = any("/" in label for label in splits)
         rows = []
         for label, score in splits.items():
-            dataset, split = label.rpartition("/")[::2]
-            numbers = (f"{score[column]:.2f}" for column in COLUMNS)
-            rows.append([*([dataset] if dataset else []), split, score["count"], *numbers])
-        several = len(rows[0]) - len(COLUMNS) - 2  # 1 if there is a column of data sets
+            names = label.split("/") if several else [label]
+            rows.append([*names, score["count"], *(f"{score[name]:.2f}" for name in COLUMNS)])
         tables[name] = tabulate(
             rows,
             [*["data set"] * several, "split", "sentences", *COLUMNS],
@@ -343,17 +330,13 @@ def _read_cpu() -> str:
 
 
 def _read_commit() -> dict[str, str | bool | None]:
-    root = Path(__file__).resolve().parent.parent
-
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
+        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):
         # The commit of a repository that only contains this folder says nothing about this code.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() == root:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == ROOT:
             is_dirty = bool(git("status", "--porcelain", "-uno"))
             return {"commit": git("rev-parse", "HEAD"), "dirty": is_dirty}
-    except (OSError, subprocess.CalledProcessError):
-        pass
     return {"commit": None, "dirty": None}

@@ -35,7 +35,7 @@ from utils.distributed import Processes
 from utils.files import write_text
 from utils.logging import MetricsLog, progress_bar, start_logging
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SAVE_SECONDS = 600  # save at least this often, in case the run ends without a signal
 
 
@@ -57,7 +57,7 @@ class Trainer:
 
     With ``state`` (of ``last.pt``) training continues where that run stopped, also inside an epoch.
     On CPU the losses then equal those of a run without a stop bit for bit, unless a cosine schedule
-    follows the clock (``train.max_minutes``).
+    follows the clock (``train.max_minutes``). ``config_file`` goes to the checkpoint's metadata.
     """
 
     def __init__(
@@ -70,56 +70,53 @@ class Trainer:
         folder: Path,
         processes: Processes,
         state: State | None = None,
+        config_file: str | None = None,
     ) -> None:
-        self.config, self.folder, self.processes = config, folder, processes
-        self.train_set, self.val_sets = train_set, val_sets
         check_batch_size(config, train_set, processes)
-        self.steps_per_epoch = len(train_set) // config.train.batch_size
-        self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
+        self.train_set, self.val_sets, self.config = train_set, val_sets, config
+        self.folder, self.processes, self.config_file = folder, processes, config_file
+        options, device = config.train, processes.device
+        self.steps_per_epoch = len(train_set) // options.batch_size
+        self.total_steps = options.max_steps or options.epochs * self.steps_per_epoch
         self.eval_interval = config.eval.every_steps or self.steps_per_epoch
-        if processes.device.type == "cuda" and processes.are_several:
+        if device.type == "cuda" and processes.are_several:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
-        self.precision = resolve_precision(config.train.precision, processes.device)
-        self.scoring_precision = scoring_precision(config, processes.device)
+        self.precision = resolve_precision(options.precision, device)
+        self.scoring_precision = scoring_precision(config, device)
         if self.scoring_precision == self.precision:
             store_frozen(segmenter, self.precision)
-        if config.train.recompute_towers:
+        if options.recompute_towers:
             segmenter.encoder.checkpoint_activations = True
         if state is not None:  # before the optimizer is built: a table of positions may change size
             check_backbone(state, segmenter, folder / "last.pt")
             segmenter.load_trainable_state(state["trainable"])
-        self.segmenter = segmenter.to(processes.device)
-        self._build_update()
-        self.step, self.scored_step, self.elapsed = 0, 0, 0.0
-        self.best: dict[str, float] | None = None
-        self.peak_memory: dict[str, int] = {}
-        self.config_file: str | None = None  # in config/, for the metadata of the checkpoint
-        self.rows: list[Tensor] = []  # of the updates since the last log row
-        self.unchecked: list[Step] = []  # nobody has looked whether they were finite
-        self.stop = StopSignal()
-        if state is None:
-            seed_process(config.train.seed, processes.rank)
-        else:
-            self._restore(state)
-
-    def _build_update(self) -> None:
-        options = self.config.train
-        groups = self.segmenter.parameter_groups(
+        self.segmenter = segmenter.to(device)
+        groups = segmenter.parameter_groups(
             lr=options.lr,
             encoder_lr_scale=options.encoder_lr_scale,
             backbone_lr_scale=options.backbone_lr_scale,
         )
         self.optimizer = GuardedAdam(groups, weight_decay=options.weight_decay)
         self.update = Update(
-            self.segmenter,
+            segmenter,
             self.optimizer,
-            processes=self.processes,
+            processes=processes,
             precision=self.precision,
             micro_batch=options.micro_batch,
             max_norm=options.max_norm,
             target=options.target,
             compiles=options.compile,
         )
+        self.step, self.scored_step, self.elapsed = 0, 0, 0.0
+        self.best: dict[str, float] | None = None
+        self.peak_memory: dict[str, int] = {}
+        self.rows: list[Tensor] = []  # of the updates since the last log row
+        self.unchecked: list[Step] = []  # nobody has looked whether they were finite
+        self.stop = StopSignal()
+        if state is None:
+            seed_process(options.seed, processes.rank)
+        else:
+            self._restore(state)
 
     def fit(self) -> None:
         """Train to the end, score and save.
@@ -128,8 +125,8 @@ class Trainer:
             Stopped: after a signal, when the run is saved.
             NonFiniteError: a loss or gradient was not finite.
         """
-        self._began = time.monotonic() - self.elapsed
         self._saved_at = time.monotonic()
+        self._began = self._saved_at - self.elapsed
         self._restart_speed()
         self._sync_stop_and_clock()
         is_main = self.processes.is_main
@@ -151,16 +148,14 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """Train to the end of this epoch, or of the run; begin at any batch."""
-        epoch, first_batch = divmod(self.step, self.steps_per_epoch)
+        epoch, start = divmod(self.step, self.steps_per_epoch)
         self.segmenter.train()
-        batches = train_loader(
-            self.train_set, self.config, self.processes, epoch=epoch, start=first_batch
-        )
+        batches = train_loader(self.train_set, self.config, self.processes, epoch, start)
         for batch in batches:  # image (B, 3, S, S), ids (B, L), mask (B, S, S), index (B,)
             self.optimizer.scale_rates(self._rate_factor())
             row, finite = self.update(batch)  # forward, backward, Adam
             self.step += 1
-            self.rows.append(row)
+            self.rows.append(row)  # [loss, norm of the gradient, 1 if one was not finite]
             self.unchecked.append(Step(self.step, batch["index"].tolist(), row, finite))
             self._bar.update()
             self._sync_stop_and_clock()
@@ -170,10 +165,11 @@ class Trainer:
 
     def _after_step(self) -> None:
         """Do what is due between two updates, in this order: check, log, save, stop, score."""
-        score_is_due = self._is_over() or self.step % self.eval_interval == 0
+        is_over = self._is_over()
+        score_is_due = is_over or self.step % self.eval_interval == 0
         must_score = score_is_due and self.scored_step < self.step
         must_save = must_score or bool(self._signal) or self._save_is_due
-        must_log = self._is_over() or self.step % self.config.run.log_interval == 0
+        must_log = is_over or self.step % self.config.run.log_interval == 0
         # A check waits for the device, so a GPU runs ahead between checks.
         if must_log or must_save or self.processes.device.type == "cpu":
             self._check_finite()
@@ -237,9 +233,9 @@ class Trainer:
         """Name the samples whose logits were not finite, or all samples if there were none."""
         parts = self.processes.gather((step.indices, step.finite.tolist()))
         samples = [pair for part in parts for pair in zip(*part, strict=True)]
-        bad = [index for index, finite in samples if not finite]
+        indices = [index for index, finite in samples if not finite]
         names = []
-        for index in bad or [index for index, _ in samples]:
+        for index in indices or [index for index, _ in samples]:
             sample = self.train_set.info(index)
             name = f"ref {sample.ref_id} {sample.sentence!r} ({sample.file_name})"
             if len(self.train_set.parts) > 1:  # references are numbered in each data set
@@ -266,11 +262,10 @@ class Trainer:
         if not self.processes.is_main:
             return
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        row = {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm}
         epoch = (self.step - 1) // self.steps_per_epoch
-        self.log.write(
-            {"step": self.step, "epoch": epoch, **row, "samples_per_second": round(speed, 2)}
-        )
+        row = {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm}
+        row["samples_per_second"] = round(speed, 2)
+        self.log.write({"step": self.step, "epoch": epoch, **row})
         logger.info(
             f"step {self.step} of {self.describe_end()}  epoch {epoch}  loss {loss:.4f}  "
             f"norm {norm:.3f}  rate {rate:.2e}  {speed:.1f} samples/s"
@@ -305,7 +300,7 @@ class Trainer:
         if not self.processes.is_main:
             return
         row = {f"{label}/{name}": x for label, one in scores.items() for name, x in one.items()}
-        self.log.write({"step": self.step, **row})
+        self.log.write({"step": self.step} | row)
         for label, one in scores.items():
             note = "  (best so far)" if is_best and label == options.split else ""
             numbers = f"oIoU {one['oIoU']:.2f}  mIoU {one['mIoU']:.2f}"
@@ -354,8 +349,8 @@ class Trainer:
         self.step, self.scored_step = state["step"], state["scored_step"]
         self.elapsed, self.best = state["elapsed"], state["best"]
         self.peak_memory = state.get("peak_memory", {})  # older runs lack it
-        device = self.processes.device
-        self.rows = [torch.tensor(row, dtype=torch.float64).to(device) for row in state["history"]]
+        history = torch.tensor(state["history"], dtype=torch.float64, device=self.processes.device)
+        self.rows = list(history)
         seed = self.config.train.seed + self.step
         restore_random_state(state["random_states"], self.processes, seed=seed)
 
@@ -378,13 +373,14 @@ def train(
     Raises:
         ValueError: the run in ``folder`` has another config or other data.
     """
-    state = processes.share(open_run(config, folder, fresh) if processes.is_main else None)
-    start_logging(folder if processes.is_main else None, rank=processes.rank)
+    is_main = processes.is_main
+    state = processes.share(open_run(config, folder, fresh) if is_main else None)
+    start_logging(folder if is_main else None, rank=processes.rank)
     if state is not None and is_finished(state, config):
         logger.info(f"{folder}: this run is done; --fresh renames it and starts a new run")
         logger.info(_summary(folder, config, state["step"], state["elapsed"], state["best"]))
         return 0
-    if processes.is_main:
+    if is_main:
         write_text(folder / "config.yaml", config.to_yaml())
     # The data comes before the weights, so that a mistake in it shows at once.
     train_set, val_sets = open_training(config), open_validation(config)
@@ -397,11 +393,18 @@ def train(
     segmenter = build_segmenter(
         config.model, image_size=config.data.image_size, max_tokens=train_set.length
     )
+    file = config_file.resolve() if config_file else ROOT
+    is_ours = file.is_relative_to(ROOT / "config")
     trainer = Trainer(
-        segmenter, train_set, val_sets, config, folder=folder, processes=processes, state=state
+        segmenter,
+        train_set,
+        val_sets,
+        config,
+        folder=folder,
+        processes=processes,
+        state=state,
+        config_file=file.relative_to(ROOT).as_posix() if is_ours else None,
     )
-    if config_file is not None and config_file.resolve().is_relative_to(ROOT / "config"):
-        trainer.config_file = config_file.resolve().relative_to(ROOT).as_posix()
     how = f"going on at step {trainer.step}" if state else "beginning"
     logger.info(
         f"{folder}: {how}, to step {trainer.describe_end()}; {len(train_set)} references, "

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from html import unescape
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def add_results(folder: Path, config: Config, ious: Sequence[float], sentence: s
             text = sentence or info.sentence
             records.append(Record(index, info.ref_id, info.sentence_id, text, hit, 1000))
         splits[split] = metrics_from_records(records).to_dict()
-        rows = "".join(json.dumps(record.to_dict()) + "\n" for record in records)
+        rows = "".join(json.dumps(asdict(record)) + "\n" for record in records)
         (folder / "test" / f"{split}.jsonl").write_text(rows)
     results = {
         "splits": splits,
