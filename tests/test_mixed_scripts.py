@@ -19,6 +19,7 @@ from utils.config import load_config
 from utils.data.store import ReferStore
 from utils.data.transforms import restore_logits
 from utils.demo.writer import write_demo
+from utils.files import read_json_lines
 from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import read_refs, refer_source
 
@@ -99,18 +100,15 @@ def read(folder: Path) -> dict[str, Any]:
 def test_a_run_tells_and_records_what_it_trains_on(run: Path, config_file: Path) -> None:
     train_set = open_training(load_config(config_file))
     demo, other = train_set.parts
-    assert (train_set.length, demo.max_tokens, other.max_tokens) == (22, 17, 22) and min(
-        demo.num_excluded, other.num_excluded
-    ) == 0
-    assert other.num_excluded + demo.num_excluded > 0
+    assert (train_set.length, demo.max_tokens, other.max_tokens) == (22, 17, 22)
+    assert sorted([demo.num_excluded > 0, other.num_excluded > 0]) == [False, True]
     story = read_checkpoint(run / "best.safetensors").metadata
     assert story["data"] == train_set.composition() and story["data"]["scored_images"] == "left out"
     assert story["data_fingerprint"] == train_set.fingerprint
     log = (run / "run.log").read_text()
     assert f"demo        {len(demo)} samples an epoch; left out: {demo.num_excluded} on" in log
     assert f"refcocog_u  {len(other)} samples an epoch; left out: {other.num_excluded} on" in log
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    scored = [row for row in rows if "val/oIoU" in row]
+    scored = [row for row in read_json_lines(run / "metrics.jsonl") if "val/oIoU" in row]
     assert len(scored) == 2
     for row in scored:
         assert row["val/count"] == row["demo/val/count"] + row["refcocog_u/val/count"]
@@ -126,9 +124,11 @@ def test_every_split_of_every_data_set_is_scored(results: Path, run: Path, capsy
     assert set(written["data"]["fingerprint"]) == {"demo", "refcocog_u"}
     assert written["protocol"]["max_words"] == {"demo": 17, "refcocog_u": 22}
     assert written["protocol"]["padded_to"] == 22
-    assert (
-        written["checkpoint"]["data"] == read_checkpoint(run / "best.safetensors").metadata["data"]
-    )
+    metadata = read_checkpoint(run / "best.safetensors").metadata
+    assert written["checkpoint"]["data"] == metadata["data"]
+    assert set(metadata["scores"]) == {"val", "demo/val", "refcocog_u/val"}
+    for label in ("demo/val", "refcocog_u/val"):  # training and testing agree
+        assert metadata["scores"][label].items() <= written["splits"][label].items()
     arguments = ["--checkpoint", str(run / "best.safetensors"), "--pictures", "0"]
     arguments += ["--output", str(results.parent / "some"), "--splits", "testB", "val"]
     assert TEST(arguments) == 0
@@ -148,22 +148,13 @@ def test_the_numbers_are_those_of_a_data_set_tested_alone(
     assert TEST(arguments) == 0
     alone, together = read(tmp_path), read(results)
     for split, scores in alone["splits"].items():
-        label = f"{dataset}/{split}"
-        expected = together["splits"][label] | {"seconds": scores["seconds"]}
-        assert scores == expected
+        expected = together["splits"][f"{dataset}/{split}"]
+        assert scores == expected | {"seconds": scores["seconds"]}
         rows = (results / f"{dataset}-{split}.jsonl").read_text()
         assert (tmp_path / f"{split}.jsonl").read_text() == rows
     assert alone["data"]["fingerprint"] == together["data"]["fingerprint"][dataset]
     truncated = sum(scores["truncated_sentences"] for scores in alone["splits"].values())
     assert (truncated > 0) == (dataset == "demo"), "it keeps 17 tokens, the other 22"
-
-
-def test_training_and_testing_agree(results: Path, run: Path) -> None:
-    scores = read(results)["splits"]
-    kept = read_checkpoint(run / "best.safetensors").metadata["scores"]
-    assert set(kept) == {"val", "demo/val", "refcocog_u/val"}
-    for label in ("demo/val", "refcocog_u/val"):
-        assert kept[label] == {key: scores[label][key] for key in kept[label]}
 
 
 def test_a_checkpoint_predicts_where_its_data_is_not(run: Path, tmp_path: Path) -> None:
@@ -225,24 +216,15 @@ def test_leakage_is_trained_on_when_asked_for(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["data.dataset=[demo, refcocog_x]"],
-            "no data set 'refcocog_x'; did you mean 'refcocog_u'",
-        ),
+        (["data.dataset=[demo, refcocog_x]"], "did you mean 'refcocog_u'"),
         (["data.dataset=[demo, refcoco]"], "prepare_datasets.py --dataset refcoco --root"),
-        (
-            ["eval.split=test", "eval.allow_test_split=true"],
-            "data set 'demo' has no split 'test'; it has train, val, testA, testB",
-        ),
-        (["train.batch_size=400"], "references of demo and refcocog_u to train on"),
+        (["eval.split=test", "eval.allow_test_split=true"], "data set 'demo' has no split 'test'"),
     ],
 )
 def test_training_explains_before_weights_are_read(
     config_file: Path, tmp_path: Path, capsys: Any, options: list[str], message: str
 ) -> None:
-    options = [*options, f"run.folder={tmp_path}"]
-    if "batch_size" not in options[0]:
-        options.append("model.backbone.weights=missing.pt")
+    options = [*options, f"run.folder={tmp_path}", "model.backbone.weights=missing.pt"]
     assert TRAIN(["--config", str(config_file), "--opts", *options]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
@@ -251,11 +233,7 @@ def test_training_explains_before_weights_are_read(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--splits", "val", "testC"],
-            "no data set has a split 'testC': demo has train, val, testA, testB; "
-            "refcocog_u has train, val, test",
-        ),
+        (["--splits", "val", "testC"], "no data set has a split 'testC': demo has train, val, "),
         (["--opts", "data.dataset=only-train"], "only-train: no split but train; score that with"),
         (["--opts", "data.dataset=[demo, only-trian]"], "did you mean 'only-train'?"),
     ],
@@ -271,31 +249,21 @@ def test_testing_explains_what_there_is(
 
 def test_prediction_pads_as_training_and_testing_do(run: Path) -> None:
     """Bridger reads the padding, so that another length moves the logits."""
-    checkpoint = run / "best.safetensors"
-    read = read_checkpoint(checkpoint)
-    predictor = load(checkpoint)
-    for dataset in open_tests(read.config, ["val"]).values():
-        indices = range(len(dataset))
-        index = next(i for i in indices if dataset.info(i).num_tokens <= dataset.max_tokens)
-        image, _ = dataset.original(index)
-        found = predictor.logits(image, dataset.info(index).sentence)[0]
-        ids = {length: dataset.ids(index)[None, :length] for length in (17, 22)}
-        assert ids[22].shape == (1, 22)
-        scored = {
-            length: restore_logits(
-                predict_logits(
-                    predictor.segmenter,
-                    dataset.image(index)[None],
-                    [one],
-                    precision=predictor.precision,
-                    device=predictor.device,
-                )[0][0],
-                dataset.letterbox(index),
-            )
-            for length, one in ids.items()
-        }
-        assert torch.equal(found, scored[22]) and not torch.allclose(found, scored[17], atol=1e-5)
+    checkpoint = read_checkpoint(run / "best.safetensors")
+    predictor = load(checkpoint.path)
+    options = {"precision": predictor.precision, "device": predictor.device}
+    for dataset in open_tests(checkpoint.config, ["val"]).values():
+        infos = map(dataset.info, range(len(dataset)))
+        index = next(i for i, one in enumerate(infos) if one.num_tokens <= dataset.max_tokens)
+        image, ids = dataset.image(index)[None], dataset.ids(index)[None]
+        assert ids.shape == (1, 22)
+        found = predictor.logits(dataset.original(index)[0], dataset.info(index).sentence)[0]
+        padded, shorter = (
+            predict_logits(predictor.segmenter, image, [ids[:, :length]], **options)[0][0]
+            for length in (22, 17)
+        )
+        letterbox = dataset.letterbox(index)
+        assert torch.equal(found, restore_logits(padded, letterbox))
+        assert not torch.allclose(found, restore_logits(shorter, letterbox), atol=1e-5)
     alone = load_config(run / "config.yaml", ["data.dataset=demo"])
-    assert read_checkpoint(checkpoint).sentence_length(alone) == 22, (
-        "that of training, whatever is scored"
-    )
+    assert checkpoint.sentence_length(alone) == 22, "that of training, whatever is scored"

@@ -15,6 +15,7 @@ from utils.config import Config
 from utils.data.dataset import MixedDataset, Sample
 from utils.data.transforms import Letterbox, letterbox_image, letterbox_mask
 from utils.distributed import Processes
+from utils.files import read_json_lines
 
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 SIZE = 16
@@ -115,6 +116,12 @@ class FakeSegmenter(nn.Module):
             {"name": "encoder", "params": list(encoder), "lr": lr * encoder_lr_scale},
             {"name": "decoder", "params": list(decoder), "lr": lr},
         ]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows of metrics.jsonl, without what depends on the clock."""
+    parsed = read_json_lines(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in parsed]
 
 
 def make_config(**sections: dict[str, Any]) -> Config:

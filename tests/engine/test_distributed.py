@@ -1,16 +1,14 @@
 """Two processes on two nodes: they train and score as one would, and stop and go on together."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from fakes import make_config, make_trainer
+from fakes import make_config, make_trainer, rows
 
 from utils.distributed import start_processes
 
@@ -35,13 +33,6 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         agents.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}))
     assert [agent.wait(timeout=120) for agent in agents] == [0, 0]
     return folder
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """All rows of metrics.jsonl, without what depends on the clock."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    parsed = [json.loads(line) for line in lines]
-    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in parsed]
 
 
 @pytest.mark.parametrize(("run", "num_rows", "count"), [("plain", 12, 9), ("mixed", 16, 13)])
