@@ -25,6 +25,7 @@ from utils.yaml_files import dump_yaml, parse_yaml
 TEST_SPLITS = ("test", "testA", "testB")
 
 Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=16384)]  # more fits no memory
 Amount = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -75,7 +76,7 @@ class DataConfig(Section):
     dataset: Names = "refcoco"
     allow_leakage: bool = False
     root: str = "datasets"
-    image_size: Count = 416
+    image_size: Annotated[int, Field(ge=32, le=4096)] = 416
     max_words: Annotated[int, Field(ge=3, le=77)] | None = None
     workers: Annotated[int, Field(ge=0)] = 4
 
@@ -102,10 +103,10 @@ class DecoderConfig(Section):
     """Set up the segmentation head; the keys are the options of its constructor."""
 
     neck: Literal["aligned", "fpn", "plain"] = "aligned"
-    dim: Count = 512
-    layers: Annotated[int, Field(ge=0)] = 3
+    dim: Width = 512
+    layers: Annotated[int, Field(ge=0, le=256)] = 3
     heads: Count = 8
-    feedforward: Count = 512
+    feedforward: Width = 512
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     project_sentence: bool = False
     train_connect: bool = True
@@ -161,7 +162,7 @@ class TrainConfig(Section):
     precision: Precision = "auto"
     max_norm: Amount = 0.0
     target: Literal["majority", "nearest"] = "majority"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @field_validator("micro_batch")
     @classmethod

@@ -97,9 +97,9 @@ class ReferDataset(Dataset):
         longest = default_max_words([dataset]) if max_tokens is None else max_tokens
         self.length = longest if length is None else length
         self.max_tokens = min(longest, self.length)
-        self.store.check_images(split)
         self.fingerprint: str = self.store.header["fingerprint"]
         index = self.store.index(split)
+        self.store.check_images(split, index)
         self._num_tokens, self._checksums = index.num_tokens, index.checksum
         self._ids = pad_tokens(index.tokens, index.num_tokens, self.max_tokens, self.length)
         self._first_sentence = _starts(index.num_sentences)  # of every row

@@ -361,7 +361,7 @@ def count_index(index: Index, marks: Mapping[str, Mark], *, num_bytes: int) -> d
         "over_22": int((index.num_tokens > 22).sum()),
         "bytes": num_bytes + sum(marks[name].num_bytes for name in names),
         "images_sha256": images_digest(
-            (name, json.dumps(marks[name]).encode()) for name in sorted(names)
+            (name.encode(), json.dumps(marks[name]).encode()) for name in sorted(names)
         ),
     }
 

@@ -230,7 +230,7 @@ def test_images_that_another_data_set_uses_never_change(copy_as: Copy, tmp_path:
     (first.images / names[2]).write_bytes(images[names[2]])
     pack_dataset(tmp_path, second, accept_differences=True)
     for dataset in ("refcoco", "refcoco+"):
-        ReferStore(tmp_path, dataset).check_images("train")
+        ReferDataset(tmp_path, dataset, "train", image_size=64)
 
 
 def test_an_image_store_of_other_images_is_refused(copy_as: Copy, tmp_path: Path) -> None:
