@@ -32,20 +32,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--opts", nargs="+", default=[], metavar="key=value", help="keys that replace the config's")
     add("--image", nargs="+", action="extend", metavar="PICTURE", help="files, folders and globs")
     add("--text", action="append", help="what to find; may be given several times")
-    pairs = (
-        "columns image (relative to the table's folder) and sentence, in place of --image, --text"
-    )
-    add("--pairs", type=Path, metavar="TABLE", help=f".csv or .jsonl with the {pairs}")
+    pairs = ".csv or .jsonl with the columns image (relative to its folder) and sentence instead"
+    add("--pairs", type=Path, metavar="TABLE", help=pairs)
     add("--output", type=Path, required=True, help="folder of the results")
-    add(
-        "--save",
-        nargs="+",
-        choices=KINDS,
-        default=["mask", "overlay"],
-        metavar="KIND",
-        help=f"what to write: {', '.join(KINDS)} (mask overlay); probability in 16 bits, "
-        "rle as COCO has it, into predictions.json",
-    )
+    kinds = f"what to write: {', '.join(KINDS)} (mask overlay); probability in 16 bits, rle as "
+    kinds += "COCO has it, into predictions.json"
+    default = ["mask", "overlay"]
+    add("--save", nargs="+", choices=KINDS, default=default, metavar="KIND", help=kinds)
     add("--threshold", type=float, help="pixels above this probability are mask (the config's)")
     add("--device", help="cpu, cuda or cuda:1; a GPU if there is one")
     logits = "also write the logits: float32 (N, H, W)"
@@ -69,13 +62,13 @@ def predict(arguments: argparse.Namespace) -> int:
         inputs = read_pairs(arguments.pairs)
     else:
         inputs = find_pictures(arguments.image, arguments.text)
-    output, logits_path = arguments.output, arguments.logits
+    num_pictures, output, logits = len(inputs.texts), arguments.output, arguments.logits
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; name a folder")
-    if logits_path is not None and len(inputs.texts) > 1:
+    if logits is not None and num_pictures > 1:
         raise ValueError(
-            f"--logits {logits_path}: holds the logits of one picture, and {len(inputs.texts)} are "
-            "given; use --save probability"
+            f"--logits {logits}: takes the logits of one picture, not of {num_pictures}; "
+            "use --save probability"
         )
     for problem in inputs.problems:
         report_problem(problem)
@@ -87,14 +80,10 @@ def predict(arguments: argparse.Namespace) -> int:
         options.append(f"eval.threshold={arguments.threshold}")
     config = choose_config(read_checkpoint(arguments.checkpoint), arguments.config, options)
     predictor = load(arguments.checkpoint, config=config, device=arguments.device)
-    job = Job(predictor, inputs, output, arguments.save, logits_path)
-    job.run()
-    if job.num_replaced:
-        note = f"note: replaced {job.num_replaced} files of an earlier run in {output}"
-        print(note, file=sys.stderr)
-    if job.num_done == len(inputs.texts) and not inputs.problems:
+    num_done = Job(predictor, inputs, output, arguments.save, logits).run()
+    if num_done == num_pictures and not inputs.problems:
         return 0
-    return 1 if job.num_done else 2
+    return 1 if num_done else 2
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -80,36 +80,20 @@ def test(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        help="best.safetensors of a run; default: of the one that train.py makes of --config",
-    )
+    default = "best.safetensors of a run; default: of the one that train.py makes of --config"
+    add("--checkpoint", type=Path, help=default)
     add("--config", type=Path, help="default: the checkpoint's own")
     add("--opts", nargs="+", default=[], metavar="key=value", help="keys that replace the config's")
     add("--splits", nargs="+", default=[], help="default: all but train")
-    add(
-        "--protocol",
-        nargs="+",
-        choices=("native", "released"),
-        metavar="NAME",
-        help="native, released or both; the first one is that of the files; default: eval.protocol",
-    )
-    add(
-        "--output",
-        type=Path,
-        help="folder of the results; default: test/ beside the checkpoint of a run, "
-        "runs/<its name>-test for another",
-    )
+    names = ("native", "released")
+    protocol = "native, released or both; the first is that of the files; default: eval.protocol"
+    add("--protocol", nargs="+", choices=names, metavar="NAME", help=protocol)
+    output = "default: test/ beside the checkpoint of a run, runs/<its name>-test for another"
+    add("--output", type=Path, help=f"folder of the results; {output}")
     pictures = "cases of each kind, 0: none (%(default)s)"
     add("--pictures", type=int, default=6, metavar="N", help=pictures)
-    add(
-        "--record",
-        nargs="?",
-        const="",
-        metavar="NAME",
-        help="keep the run as results/NAME-seed<N>.json and .log; default: the name of its config",
-    )
+    record = "keep the run as results/NAME-seed<N>.json and .log; default: the name of its config"
+    add("--record", nargs="?", const="", metavar="NAME", help=record)
     arguments = parser.parse_args(argv)
     if arguments.checkpoint is None and arguments.config is None:
         parser.error("give --checkpoint, or the --config that it was trained with")

@@ -21,20 +21,15 @@ EXAMPLES = """\
 
 def train(arguments: argparse.Namespace) -> int:
     """Train, or continue a run; return the exit code."""
-    config = load_config(arguments.config, arguments.opts)
-    folder = run_folder(config, arguments.config)
+    file, config = arguments.config, load_config(arguments.config, arguments.opts)
+    folder = run_folder(config, file)
 
     from engine import trainer  # slow: it loads torch
     from utils.distributed import start_processes
 
     with start_processes() as processes:
-        return trainer.train(
-            config,
-            folder=folder,
-            processes=processes,
-            config_file=arguments.config,
-            fresh=arguments.fresh,
-        )
+        options = {"config_file": file, "fresh": arguments.fresh}
+        return trainer.train(config, folder=folder, processes=processes, **options)
 
 
 def main(argv: list[str] | None = None) -> int:

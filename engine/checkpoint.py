@@ -305,20 +305,22 @@ def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
         names = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
         folder.rename(next(name for name in names if not name.exists()))
     folder.mkdir(parents=True, exist_ok=True)
-    last, problem, state = folder / "last.pt", "", None
-    if last.exists():
-        state = load_state(last)
-        # Config gives keys that are newer than the run their defaults.
-        before = Config.from_dict(state["config"], source=str(last)).to_dict()
-        allowed = KEYS_ALLOWED_TO_CHANGE_ON_RESUME
-        if changed := find_differences(config.to_dict(), before, ignored=allowed):
-            problem = f"has a run with another config: {describe_differences(changed)}"
-    elif (folder / "best.safetensors").exists():
-        problem = "has best.safetensors but no last.pt to continue from"
-    if problem:
+    last = folder / "last.pt"
+    if not last.exists():
+        if (folder / "best.safetensors").exists():
+            raise ValueError(
+                f"{folder}: has best.safetensors but no last.pt to continue from; --fresh renames "
+                "the folder and starts a new run, run.folder names another folder"
+            )
+        return None
+    state = load_state(last)
+    # Config gives keys that are newer than the run their defaults.
+    before = Config.from_dict(state["config"], source=str(last)).to_dict()
+    allowed = KEYS_ALLOWED_TO_CHANGE_ON_RESUME
+    if changed := find_differences(config.to_dict(), before, ignored=allowed):
         raise ValueError(
-            f"{folder}: {problem}; --fresh renames the folder and starts a new run, run.folder "
-            "names another folder"
+            f"{folder}: has a run with another config: {describe_differences(changed)}; --fresh "
+            "renames the folder and starts a new run, run.folder names another folder"
         )
     return state
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from engine.metrics import RULE, Metrics, Record, metrics_from_records, threshold_logit
 from engine.precision import autocast
@@ -121,22 +120,26 @@ class Scene(NamedTuple):
     counts: list[int]  # of the sentences about each reference
 
 
-def load_scenes(dataset: ReferDataset, groups: Sequence[list[list[int]]]) -> list[Scene]:
-    """Load the scene of each group: the sentence indices for every reference in an image."""
-    scenes = []
-    for references in groups:
+class Scenes(Dataset):
+    """The scenes of a data set: for each image the sentence indices of every reference in it."""
+
+    def __init__(self, dataset: ReferDataset, groups: Sequence[list[list[int]]]) -> None:
+        self.dataset, self.groups = dataset, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, place: int) -> Scene:
+        dataset, references = self.dataset, self.groups[place]
         indices = [index for sentences in references for index in sentences]
-        truths = [dataset.truth(sentences[0]) for sentences in references]
-        scene = Scene(
+        return Scene(
             indices,
             dataset.image(indices[0]),
             torch.stack([dataset.ids(index) for index in indices]),
             dataset.letterbox(indices[0]),
-            torch.from_numpy(np.stack(truths)),
+            torch.from_numpy(np.stack([dataset.truth(first) for first, *_ in references])),
             [len(sentences) for sentences in references],
         )
-        scenes.append(scene)
-    return scenes
 
 
 def group_by_image(samples: Sequence[Sample]) -> list[list[list[int]]]:
@@ -176,7 +179,7 @@ def evaluate_by(
 ) -> dict[str, Result]:
     """Score ``segmenter`` on ``dataset`` by each of ``protocols``, in one pass through the model.
 
-    Every process returns the whole result. Process ``rank`` scores all sentences of every
+    Every process returns the result of all. Process ``rank`` scores all sentences of every
     ``world_size``-th image, none twice; the number of processes changes no score. The segmenter
     returns in the mode (training or not) that it came in.
 
@@ -190,11 +193,11 @@ def evaluate_by(
     groups = group_by_image(samples)[processes.rank :: processes.world_size]
     if first_sentences:
         groups = [[sentences[:1] for sentences in references] for references in groups]
-    loader: DataLoader[Any] = DataLoader(
-        groups,  # type: ignore[arg-type]  # a list is a data set too
+    loader = DataLoader(
+        Scenes(dataset, groups),
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=partial(load_scenes, dataset),
+        collate_fn=list,
         worker_init_fn=protect_worker,
         pin_memory=processes.device.type == "cuda",
         generator=torch.Generator(),  # its own, so that scoring draws nothing from the run's
@@ -211,15 +214,14 @@ def evaluate_by(
             bar.update(sum(len(scene.indices) for scene in scenes))
     segmenter.train(was_training)
     rows = sorted(row for part in processes.gather(counts) for row in part)
-    results = {}
-    for place, protocol in enumerate(protocols):
-        records = []
-        for index, *pixels in rows:
-            sample, (intersection, union) = samples[index], pixels[2 * place : 2 * place + 2]
-            ids = sample.ref_id, sample.sentence_id
-            records.append(Record(index, *ids, sample.sentence, intersection, union))
-        results[protocol] = Result(metrics_from_records(records), records)
-    return results
+    records: dict[str, list[Record]] = {protocol: [] for protocol in protocols}
+    for index, *pixels in rows:
+        one = samples[index]
+        pairs = zip(protocols, pixels[::2], pixels[1::2], strict=True)
+        for protocol, *pair in pairs:
+            row = Record(index, one.ref_id, one.sentence_id, one.sentence, *pair)
+            records[protocol].append(row)
+    return {name: Result(metrics_from_records(some), some) for name, some in records.items()}
 
 
 def evaluate_together(
@@ -248,9 +250,9 @@ def predict_logits(
 ) -> list[Tensor]:
     """Compute logits ``(N, h, w)`` for the N sentences of each image, float32, on ``device``.
 
-    Scoring, pictures and ``predict.py`` all use this function. Images pass through their tower one
-    by one, sentences in groups of :func:`sentences_per_pass`, whichever images they are about. So
-    the logits of a sentence have the same bits whatever it is batched with.
+    Images pass through their tower one by one, sentences in groups of :func:`sentences_per_pass`,
+    whichever images they are about. So the logits of a sentence have the same bits whatever it is
+    batched with.
 
     Args:
         image: (B, 3, S, S) uint8, letterboxed; the logits cover the square.
@@ -277,10 +279,9 @@ def predict_logits(
 def sentences_per_pass(image_size: int, device: torch.device) -> int:
     """Return how many sentences pass through the model together, repeated ones included.
 
-    Matrix kernels sum in an order that depends on the size of the batch, and bf16 shows it in the
-    second digit of a logit. With one size on a device, a mask depends on no batch and no data set.
-    Fewer than eight leave a GPU idle, and a CPU where images are small. A CPU takes large ones one
-    by one just as fast, and then computes no repeated sentences.
+    Matrix kernels sum in an order that depends on the size of the batch, so that only one size on a
+    device makes a mask depend on no batch. Fewer than eight leave a GPU idle. A CPU takes large
+    images one by one just as fast, and then computes no repeated sentences.
     """
     if device.type != "cpu":
         return MOST_SENTENCES

@@ -15,10 +15,10 @@ FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Return ``fp32``, ``bf16`` or ``fp16`` for ``device``.
+    """Return ``fp32``, ``bf16`` or ``fp16`` for ``device``; ``ValueError`` for fp16 without a GPU.
 
     ``auto`` is bf16 where it is fast, fp16 (with a gradient scaler) on older GPUs with fast halves
-    (V100, T4, RTX 20), and else fp32. Raises ``ValueError`` for fp16 without a GPU.
+    (V100, T4, RTX 20), and else fp32.
     """
     if name == "fp16" and device.type != "cuda":
         raise ValueError(

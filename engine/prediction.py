@@ -46,13 +46,12 @@ def load(
         config: replaces the checkpoint's own config.
 
     Raises:
-        ValueError: a checkpoint that is missing or not of this project, a CLIP that is not found
-            (with the way to get it), a config of another architecture, or a missing device.
+        ValueError: a missing file, CLIP or device (with the way to get it), or a config of another
+            architecture.
     """
-    path, target = Path(checkpoint), choose_device(device)
-    saved = read_checkpoint(path)
+    target, saved = choose_device(device), read_checkpoint(Path(checkpoint))
     config = config or saved.config
-    return Predictor(load_segmenter(saved, config), config, name=path.name, device=target)
+    return Predictor(load_segmenter(saved, config), config, name=saved.path.name, device=target)
 
 
 class Predictor:
@@ -80,10 +79,11 @@ class Predictor:
 
     def __repr__(self) -> str:
         """Name the model and its size in memory: its own weights, and those it may share."""
-        frozen = {f"encoder.clip.{name}" for name in self.segmenter.encoder.clip.frozen}
         weights = self.segmenter.state_dict()
-        shared = count_bytes(weights[name] for name in weights if name in frozen)
-        own = count_bytes(weights[name] for name in weights if name not in frozen)
+        frozen = [
+            weights.pop(f"encoder.clip.{name}") for name in self.segmenter.encoder.clip.frozen
+        ]
+        shared, own = count_bytes(frozen), count_bytes(weights.values())
         backbone = self.segmenter.backbone["name"] or "CLIP"
         return (
             f"Predictor({self.name} on {self.device}: {own / 1e6:.1f} MB trained, "
@@ -93,8 +93,7 @@ class Predictor:
     def __call__(self, image: Picture, text: str | Sequence[str]) -> np.ndarray:
         """Find the mask, bool: where the probability is above ``threshold``.
 
-        Raises:
-            ValueError: a picture that cannot be read, or a sentence without words.
+        Raises ``ValueError`` for a picture that cannot be read or a sentence without words.
         """
         masks = [threshold_mask(one, self.threshold) for one in self.logits(image, text)]
         return self._to_array(masks, text)
@@ -154,8 +153,7 @@ def move_to_device_shared(segmenter: Segmenter, device: torch.device) -> None:
     """Move ``segmenter`` to ``device``; reuse the frozen CLIP tensors that are there already.
 
     Two segmenters share a frozen tensor if their backbones come from one file and the values are
-    equal. Position embeddings depend on the image size and the sentence length, and are shared
-    where these agree. Trained tensors are never shared.
+    equal: position embeddings only where image size and sentence length agree.
     """
     sha256, clip = segmenter.backbone["sha256"], segmenter.encoder.clip
     device = torch.empty(0, device=device).device  # with its index: cuda is cuda:0

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
@@ -44,10 +43,8 @@ def as_rgb(picture: Picture) -> np.ndarray:
     """Convert a path, an array or a PIL image to RGB: uint8 (H, W, 3).
 
     Files and PIL images are turned as their EXIF orientation says. Arrays are grey (H, W), RGB or
-    RGBA, uint8, uint16 or bool. Of 16 bits the upper 8 are kept; transparency is ignored.
-
-    Raises:
-        ValueError: a file that is missing or cannot be decoded, or an array of another kind.
+    RGBA, uint8, uint16 or bool. The upper 8 of 16 bits count; transparency is ignored. Raises
+    ``ValueError`` for a file that cannot be read or an array of another kind.
     """
     if isinstance(picture, str | Path):
         return read_image(Path(picture))
@@ -120,10 +117,7 @@ def find_pictures(words: Sequence[str], texts: Sequence[str]) -> Inputs:
     """Ask all sentences about every picture that ``words`` name: files, folders and globs.
 
     A folder means the pictures in it, by their suffix and without folders inside; a glob may search
-    those with ``**``. A picture that is named twice counts once.
-
-    Raises:
-        ValueError: a sentence without words.
+    those with ``**``. A picture named twice counts once. An empty sentence is a ``ValueError``.
     """
     for number, text in enumerate(texts, 1):
         if not text.strip():
@@ -150,10 +144,7 @@ def read_pairs(path: Path) -> Inputs:
     """Read a table with the columns ``image`` and ``sentence``: CSV with a header, or JSON lines.
 
     Names of pictures are relative to the folder of the table. Sentences about one picture come
-    together, in their order.
-
-    Raises:
-        ValueError: a table that is missing or of another kind.
+    together, in their order. Raises ``ValueError`` for a table that is missing or of another kind.
     """
     kind = path.suffix.lower()
     if kind not in (".csv", ".jsonl", ".ndjson"):
@@ -204,8 +195,6 @@ class Job:
     Attributes:
         kinds: what to write, some of ``KINDS`` and ``rle``.
         logits_path: file for the logits of the last picture, float32 (N, H, W), or None.
-        num_done: pictures that were segmented.
-        num_replaced: files of an earlier run that were written over.
     """
 
     predictor: "Predictor"
@@ -213,17 +202,15 @@ class Job:
     output: Path
     kinds: Collection[str]
     logits_path: Path | None
-    num_done: int = field(default=0, init=False)
-    num_replaced: int = field(default=0, init=False)
 
-    def run(self) -> None:
-        """Segment every picture; report those that cannot be read, and go on with the others.
+    def run(self) -> int:
+        """Segment every picture, report those that cannot be read; return how many could be.
 
         The files of the n-th sentence are ``<n>-mask.png`` and so on: in ``output`` for a single
-        picture, otherwise in a folder for each picture. ``predictions.json`` lists the sentences
-        with their files, area and box, and the COCO RLE if ``kinds`` has it.
+        picture, otherwise in a folder for each. ``predictions.json`` lists the sentences with their
+        files, area and box, and the COCO RLE if ``kinds`` has it.
         """
-        texts = self.inputs.texts
+        texts, num_done = self.inputs.texts, 0
         entries: list[dict[str, Any]] = []
         names = [""] if self.inputs.is_single else folder_names(texts)
         # OpenCV's own messages about broken files say less than ours
@@ -234,7 +221,7 @@ class Job:
                 for path, name in zip(texts, names, strict=True):
                     try:
                         entries += self._segment(path, self.output / name)
-                        self.num_done += 1
+                        num_done += 1
                     except ValueError as error:
                         report_problem(str(error))
                     bar.update()
@@ -242,6 +229,7 @@ class Job:
             if entries:
                 lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
                 write_text(self.output / INDEX, f"[\n{lines}\n]\n")
+        return num_done
 
     def _segment(self, path: Path, folder: Path) -> Iterator[dict[str, Any]]:
         """Write the files for each sentence about a picture, and yield its entry in the index."""
@@ -254,13 +242,12 @@ class Job:
             files = {}
             for kind in (kind for kind in KINDS if kind in self.kinds):
                 file = folder / f"{number}-{kind}.png"
-                self.num_replaced += file.exists()
                 pixels = draw(kind, image, mask, probability)
                 write_bytes(file, cv2.imencode(".png", pixels)[1].tobytes())
                 files[kind] = file.relative_to(self.output).as_posix()
             text, max_words = texts[number - 1], self.predictor.max_words
             is_cut = self.predictor.num_tokens(text) > max_words
-            note = f"  (cut to {max_words} tokens)" * is_cut
+            note = f"  (cut to {max_words} tokens)" if is_cut else ""
             shown = self.output / next(iter(files.values())) if files else path
             tqdm.write(f"{shown}  {text!r}: {describe(mask)}{note}")
             yield {
@@ -276,11 +263,11 @@ class Job:
                 **({"segmentation": coco_rle(mask)} if "rle" in self.kinds else {}),
             }
             if self.logits_path is not None:
-                stored.append(logits.cpu())
+                stored.append(logits.cpu().numpy())
         if self.logits_path is not None:
             self.logits_path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.logits_path) as part, part.open("wb") as stream:
-                np.save(stream, torch.stack(stored).numpy())
+                np.save(stream, np.stack(stored))
 
 
 def report_problem(line: str) -> None:

@@ -174,12 +174,14 @@ def _scores(results: Mapping[str, Any]) -> Any:
 
 def _method_name(config: Config, config_file: str | None) -> str:
     """``etris_vitb16`` for that file; with another data set ``etris_vitb16-refcoco+``."""
-    changed = None if config_file is None else _changed_keys(config, config_file)
-    if config_file is None or changed:
-        reason = "the run does not name a file of config/"
-        if changed:
-            reason = f"of {config_file}, {'; '.join(changed)}"
-        raise ValueError(f"--record needs a name, such as --record mine: {reason}")
+    if config_file is None:
+        raise ValueError(
+            "--record needs a name, such as --record mine: the run does not name a file of config/"
+        )
+    if changed := _changed_keys(config, config_file):
+        raise ValueError(
+            f"--record needs a name, such as --record mine: of {config_file}, {'; '.join(changed)}"
+        )
     name = "-".join(Path(config_file).with_suffix("").parts[1:])
     datasets = config.data.datasets
     is_same = datasets == load_config(ROOT / config_file).data.datasets

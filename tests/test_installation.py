@@ -30,21 +30,19 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_only_one_name_is_installed(environment: Path, tmp_path: Path) -> None:
+def run(environment: Path, folder: Path, program: str, *words: str | Path) -> str:
+    command = [environment / "bin" / program, *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_one_name_and_four_commands_are_installed(environment: Path, tmp_path: Path) -> None:
     code = (
         "from importlib.util import find_spec\n"
         "print([n for n in ('ris_adapters', 'model', 'engine', 'utils', 'tools') if find_spec(n)])"
     )
-    command = [environment / "bin/python", "-c", code]
-    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert output.stdout == "['ris_adapters']\n"
-
-
-def test_commands_explain_themselves(environment: Path, tmp_path: Path) -> None:
+    assert run(environment, tmp_path, "python", "-c", code) == "['ris_adapters']\n"
     assert all((environment / f"bin/ris-{name}").is_file() for name in ("train", "test", "predict"))
-    run = [environment / "bin/ris-data", "--help"]
-    output = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "examples:" in output.stdout
+    assert "examples:" in run(environment, tmp_path, "ris-data", "--help")
 
 
 def test_weights_of_the_project_are_found_from_another_folder(
@@ -66,10 +64,10 @@ def test_a_picture_from_another_folder(environment: Path, tmp_path: Path) -> Non
         "print(mask.shape, mask.dtype, flush=True)\n"
         "ris_adapters.predict()"
     )
-    command = [environment / "bin/python", "-c", code, "--checkpoint", CHECKPOINT]
-    command += ["--image", "photo.png", "--text", "the red circle", "--output", "masks"]
-    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert output.stdout.splitlines()[0] == "(48, 64) bool"
+    words = ["-c", code, "--checkpoint", CHECKPOINT, "--image", "photo.png"]
+    words += ["--text", "the red circle", "--output", "masks"]
+    output = run(environment, tmp_path, "python", *words)
+    assert output.splitlines()[0] == "(48, 64) bool"
     mask = np.asarray(Image.open(next((tmp_path / "masks").rglob("*mask*.png"))))
     assert mask.shape == (48, 64)
 

@@ -98,19 +98,12 @@ def test_bad_files_get_a_line_and_the_others_are_segmented(
     assert predict("--image", pictures / "broken.jpg", "--text", "a star") == 2
 
 
-def test_replaced_files_of_an_earlier_run_are_counted(
-    predict: Callable[..., int], pictures: Path, capsys: Any
-) -> None:
-    for text in ("a star", "the ring"):
-        assert predict("--image", pictures / "a.png", "--text", text) == 0
-    assert "replaced 2 files" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--threshold", "1.5"], "eval.threshold"),
         (["--device", "gpu"], "'gpu'"),
+        (["--device", "cuda:99"], "'cuda:99'"),
         (["--logits", "all.npy"], "all.npy"),
         (["--text", "  "], "--text number 2 is empty"),
     ],

@@ -79,12 +79,6 @@ def test_wrong_calls_are_refused(predictor: Predictor, image: Any, text: Any, na
         predictor(image, text)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_a_missing_device_is_named(tiny_checkpoint: Callable[..., Path], device: str) -> None:
-    with pytest.raises(ValueError, match=f"{device}.*use cpu, cuda or cuda:1"):
-        load(tiny_checkpoint(), device=device)
-
-
 def test_adapters_share_one_frozen_clip_and_keep_their_own(
     tiny_checkpoint: Callable[..., Path], predictor: Predictor
 ) -> None:
