@@ -76,7 +76,7 @@ class DataConfig(Section):
     dataset: Names = "refcoco"
     allow_leakage: bool = False
     root: str = "datasets"
-    image_size: Annotated[int, Field(ge=32, le=4096)] = 416
+    image_size: Annotated[int, Field(ge=16, le=4096)] = 416
     max_words: Annotated[int, Field(ge=3, le=77)] | None = None
     workers: Annotated[int, Field(ge=0)] = 4
 

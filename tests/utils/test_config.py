@@ -219,7 +219,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("data: {dataset: [a, b, a]}", ["data.dataset: ['a', 'b', 'a']", "duplicate a"]),
         ("data: {allow_leakage: 1}", ["data.allow_leakage: 1"]),
         ("data: {max_words: 78}", ["data.max_words: 78", "77"]),
-        ("data: {image_size: 8}", ["data.image_size: 8", "32"]),
+        ("data: {image_size: 8}", ["data.image_size: 8", "16"]),
         ("data: {image_size: 100000}", ["data.image_size: 100000", "4096"]),
         ("model: {decoder: {dim: 1000000000}}", ["model.decoder.dim: 1000000000", "16384"]),
         ("model: {decoder: {layers: 100000}}", ["model.decoder.layers: 100000", "256"]),

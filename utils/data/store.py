@@ -214,12 +214,12 @@ class ReferStore:
         expected = self.header["splits"][split].get("images_sha256")
         if expected is None:  # packed by an earlier version
             return
-        names, prefix = np.unique(index.file_name).tolist(), CHECKSUM.encode()
+        keys = [CHECKSUM.encode() + name for name in np.unique(index.file_name).tolist()]
         with readable(self.images_path, self._command):
             with open_store(self.images_path).begin() as transaction:
-                marks = [transaction.get(prefix + name, b"") for name in names]
+                marks = transaction.cursor().getmulti(keys)
             close_store(self.images_path)  # the pages that marks are on count as memory while open
-        if images_digest(zip(names, marks, strict=True)) != expected:
+        if images_digest(marks) != expected:
             raise ValueError(
                 f"{self.images_path} has other images than {self.dataset} {split} was packed with; "
                 f"pack it again from the images that you mean: {self._command} --force"
@@ -244,8 +244,8 @@ class ReferStore:
 
 
 def images_digest(marks: Iterable[tuple[bytes, bytes]]) -> str:
-    """Compute a SHA-256 over names of images and their marks as they are stored."""
-    return hashlib.sha256(b"\n".join(name + mark for name, mark in marks)).hexdigest()
+    """Compute a SHA-256 over the keys and values of images' marks, in the order of the keys."""
+    return hashlib.sha256(b"\n".join(key + mark for key, mark in marks)).hexdigest()
 
 
 def read_header(path: Path, command: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils.data.masks import mask_areas
 from utils.data.store import (
+    CHECKSUM,
     FORMAT,
     HEADER,
     Index,
@@ -361,7 +362,8 @@ def count_index(index: Index, marks: Mapping[str, Mark], *, num_bytes: int) -> d
         "over_22": int((index.num_tokens > 22).sum()),
         "bytes": num_bytes + sum(marks[name].num_bytes for name in names),
         "images_sha256": images_digest(
-            (name.encode(), json.dumps(marks[name]).encode()) for name in sorted(names)
+            (f"{CHECKSUM}{name}".encode(), json.dumps(marks[name]).encode())
+            for name in sorted(names)
         ),
     }
 
