@@ -63,10 +63,8 @@ def open_tests(
     """
     names = config.data.datasets
     stores = [ReferStore(config.data.root, name) for name in names]
-    for split in splits:
-        if len(stores) == 1:
-            stores[0].check_split(split)
-        elif not any(split in store.splits for store in stores):
+    for split in splits:  # opening a single data set names what it has
+        if len(stores) > 1 and not any(split in store.splits for store in stores):
             listed = "; ".join(f"{one.dataset} has {', '.join(one.splits)}" for one in stores)
             raise ValueError(f"no data set has a split {split!r}: {listed}")
     chosen = {}
@@ -74,7 +72,7 @@ def open_tests(
         counts = store.header["splits"]
         filled = [split for split in store.splits if split != "train" and counts[split]["refs"]]
         for split in splits or filled:
-            if split in store.splits:
+            if split in store.splits or len(stores) == 1:
                 chosen[_label(store.dataset, split, names)] = (store.dataset, split)
     if not chosen:
         raise ValueError(f"{', '.join(names)}: no split but train; score that with --splits train")

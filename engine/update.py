@@ -108,23 +108,20 @@ class Update:
         """Compute the gradient of the mean loss over ``batch``; return loss and finite samples."""
         size = len(batch["image"])
         num_parts = -(-size // (self.micro_batch or size))
-        chunks = {key: batch[key].tensor_split(num_parts) for key in ("image", "ids", "mask")}
+        chunks = (batch[key].tensor_split(num_parts) for key in ("image", "ids", "mask"))
         total, finite = torch.zeros((), device=self.device), []
-        for part in range(num_parts):
-            image, ids, mask = (
-                chunks[key][part].to(self.device, non_blocking=True)
-                for key in ("image", "ids", "mask")
-            )
+        for number, part in enumerate(zip(*chunks, strict=True), 1):
+            image, ids, mask = (tensor.to(self.device, non_blocking=True) for tensor in part)
             # The processes add up their gradients once, after the last part.
-            is_last = part == num_parts - 1
+            is_last = number == num_parts
             with nullcontext() if is_last or not self.parallel else self.parallel.no_sync():
                 with autocast(self.precision, self.device):
-                    logits = self.forward(image, ids)
+                    logits = self.forward(image, ids)  # (b, 1, h, w)
                 loss = text_to_pixel_loss(logits, mask, target=self.target)
                 share = len(image) / size
                 self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
-            finite.append(logits.detach().isfinite().flatten(1).all(dim=1))  # (B,)
+            finite.append(logits.detach().isfinite().flatten(1).all(dim=1))  # (b,)
         return total, torch.cat(finite)
 
 

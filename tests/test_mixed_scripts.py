@@ -166,17 +166,12 @@ def test_a_checkpoint_predicts_where_its_data_is_not(run: Path, tmp_path: Path) 
     assert (tmp_path / "1-mask.png").exists()
 
 
-@pytest.mark.parametrize(
-    "option", ["data.dataset=demo", "data.dataset=[refcocog_u, demo]", "data.allow_leakage=true"]
-)
-def test_another_choice_of_data_is_another_run(
-    run: Path, config_file: Path, capsys: Any, option: str
-) -> None:
-    assert TRAIN(["--config", str(config_file), "--opts", option]) == 2
+def test_another_choice_of_data_is_another_run(run: Path, config_file: Path, capsys: Any) -> None:
+    options = ["data.dataset=[refcocog_u, demo]", "data.allow_leakage=true"]
+    assert TRAIN(["--config", str(config_file), "--opts", *options]) == 2
     error = capsys.readouterr().err
-    key = option.partition("=")[0]
-    assert f"another config: {key} is " in error and "--fresh" in error
-    assert ", was ['demo', 'refcocog_u']" in error or ", was False" in error
+    assert "data.dataset is ['refcocog_u', 'demo'], was ['demo', 'refcocog_u']" in error
+    assert "data.allow_leakage is True, was False" in error and "--fresh" in error
 
 
 def test_older_runs_go_on_and_other_data_under_the_same_names_is_refused(

@@ -18,7 +18,7 @@ from utils.distributed import Processes
 from utils.files import read_json_lines
 
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-SIZE = 16
+SIZE = 32
 
 
 class FakeSet(Dataset):

@@ -15,23 +15,20 @@ from utils.distributed import start_processes
 SCRIPT = Path(__file__).with_name("train_fake.py")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two torchrun agents, one for each node, left after ``train_fake.py``."""
+    """What ``train_fake.py`` leaves when it is started on two nodes, as torchrun starts it."""
     folder = tmp_path_factory.mktemp("nodes")
-    port, agents = str(free_port()), []
-    for node in range(2):
-        command = [sys.executable, "-m", "torch.distributed.run"]
-        command += ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1"]
-        command += ["--master-addr", "127.0.0.1", "--master-port", port, str(SCRIPT), str(folder)]
-        agents.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}))
-    assert [agent.wait(timeout=120) for agent in agents] == [0, 0]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    command = [sys.executable, str(SCRIPT), str(folder)]
+    processes = [
+        subprocess.Popen(command, env=os.environ | place | {"RANK": rank, "OMP_NUM_THREADS": "1"})
+        for rank in "01"
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
     return folder
 
 

@@ -64,21 +64,11 @@ def test_the_truth_scores_nearly_all() -> None:
     assert [record.index for record in result.records] == list(range(9))
     for record in result.records:
         truth = dataset.original(record.index)[1]
-        assert record.iou > 0.7  # what is lost is lost to the resize to 16 pixels
+        assert record.iou > 0.7  # what is lost is lost to the resize to 32 pixels
         assert record.intersection <= truth.sum() <= record.union <= truth.size
     sample = dataset.info(3)
     row = asdict(result.records[3])
     assert (row["ref_id"], row["sentence_id"], row["sentence"]) == (1, 3, sample.sentence)
-
-
-def test_counts_are_those_of_masks_at_the_original_size() -> None:
-    class Nothing(FakeSegmenter):
-        def finish(self, states: list[Tensor], ids: Tensor) -> Tensor:
-            return torch.full((len(states), 1, 4, 4), -9.0)
-
-    dataset = FakeSet(5)
-    for record in score(Nothing(), dataset).records:
-        assert (record.intersection, record.union) == (0, dataset.original(record.index)[1].sum())
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 2), (8, 0)])
@@ -198,10 +188,15 @@ def test_several_protocols_share_one_pass(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         segmenter, "finish", lambda states, ids: calls.append(0) or finish(states, ids)
     )
-    alone = {name: score(segmenter, dataset, protocol=name) for name in ("native", "released")}
+    alone = {
+        name: score(segmenter, dataset, protocol=name, threshold=0.5)
+        for name in ("native", "released")
+    }
     num_passes = len(calls) // 2
     calls.clear()
-    together = evaluate_by(["native", "released"], segmenter, dataset, **OPTIONS)
+    together = evaluate_by(
+        ["native", "released"], segmenter, dataset, **(OPTIONS | {"threshold": 0.5})
+    )
     assert len(calls) == num_passes and together == alone
     assert alone["native"].records != alone["released"].records
 

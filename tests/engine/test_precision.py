@@ -72,9 +72,9 @@ def test_bf16_changes_losses_less_than_another_draw_of_dropout(
         adam = GuardedAdam(groups, weight_decay=0.0)
         update = Update(segmenter, adam, processes=ALONE, precision=number_format)
         torch.manual_seed(seed)
-        losses.append(torch.stack([update(parts)[0][0] for _ in range(12)]))
+        losses.append(torch.stack([update(parts)[0][0] for _ in range(8)]))
     plain, other_draw, rounded = losses
-    assert plain[-5:].mean() < plain[:5].mean()
+    assert plain[-3:].mean() < plain[:3].mean()
     assert (rounded - plain).abs().mean() < (other_draw - plain).abs().mean()
 
 

@@ -11,7 +11,9 @@ from utils.config import Config, load_config
 from utils.distributed import Processes
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(p for p in (ROOT / "config").rglob("*.yaml") if not p.name.startswith("base"))
+ALL = sorted(p for p in (ROOT / "config").rglob("*.yaml") if not p.name.startswith("base"))
+# of equal models one
+FILES = {load_config(path).model.model_dump_json(): path for path in ALL}.values()
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 SIZES = {"resnet": 160, "vit": 80}  # what the demo's CLIPs were trained for
 

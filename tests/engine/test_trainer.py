@@ -33,14 +33,15 @@ def test_stopped_anywhere_the_run_goes_on_bit_for_bit(
     tmp_path: Path, workers: int, log_interval: int
 ) -> None:
     config = make_config(
-        data={"dataset": "demo", "image_size": 16, "workers": workers},
+        data={"workers": workers},
         run={"log_interval": log_interval},
         train={"epochs": 3, "batch_size": 4, "lr": 1e-2, "warmup_steps": 3, "schedule": "cosine"},
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     reference = make_trainer(whole, config, dropout=0.5, norm=True)
     reference.fit()
-    for step in (1, 5, 7, 13):  # the first, the end of an epoch, inside two others
+    # the first, the end of an epoch, inside two others; fewer where processes have to start
+    for step in (1, 5, 7, 13)[:: workers + 1]:
         trainer = make_trainer(parts, config, dropout=0.5, norm=True)
         stop_after(trainer, step)
         with pytest.raises(Stopped) as stopped:

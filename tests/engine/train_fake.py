@@ -1,4 +1,4 @@
-"""What the tests start under torchrun: trains the fake model of ``fakes.py`` four times.
+"""What the tests start in two processes: trains the fake model of ``fakes.py`` four times.
 
 python train_fake.py FOLDER leaves there ``plain``, ``mixed`` (two data sets), ``whole`` (dropout
 and BatchNorm) and ``parts``, which is ``whole`` stopped by a signal that the last process alone
