@@ -114,7 +114,7 @@ def show(arguments: argparse.Namespace) -> None:
     host = arguments.host
     paths = choose_checkpoints(arguments.checkpoint)
     examples = read_examples(arguments.examples) if arguments.examples else draw_examples()
-    with private_folder(), listen(host, arguments.port) as listener:
+    with private_folder() as folder, listen(host, arguments.port) as listener:
         try:
             from tools.page.app import LOOPBACK, build, make_server
         except ModuleNotFoundError as error:
@@ -128,7 +128,8 @@ def show(arguments: argparse.Namespace) -> None:
         for name, predictor in predictors.items():
             print(f"{name}: {predictor}")
         threshold = next(iter(predictors.values())).threshold
-        server = make_server(build(Handlers(predictors, examples), threshold), host)
+        handlers = Handlers(predictors, examples, folder)
+        server = make_server(build(handlers, threshold), host)
         if host not in LOOPBACK:
             print(
                 f"warning: --host {host}: whoever reaches this machine can use the page; "

@@ -67,7 +67,7 @@ def site(
 
         listener = stack.enter_context(listen("127.0.0.1", 0))
         patch.setattr(socket.socket, "connect", watched)
-        page = build(Handlers(predictors, draw_examples()), 0.35)
+        page = build(Handlers(predictors, draw_examples(), folder), 0.35)
         server = make_server(page, "127.0.0.1", MAX_BYTES)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -196,7 +196,7 @@ def test_no_address_is_fetched_for_a_visitor(page: Any, monkeypatch: pytest.Monk
       return await (await fetch("gradio_api/queue/data?session_hash=visitor")).text();
     }"""
     file = {"path": "http://example.org/a.png", "meta": {"_type": "gradio.FileData"}}
-    assert "a.png: no such picture" in page.evaluate(ask_for, file)
+    assert "a.png: is no upload" in page.evaluate(ask_for, file)
     assert fetched == []
 
 

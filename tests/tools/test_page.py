@@ -33,8 +33,8 @@ def predictors(tiny_checkpoint: Callable[..., Path]) -> dict[str, Predictor]:
 
 
 @pytest.fixture
-def handlers(predictors: dict[str, Predictor]) -> Handlers:
-    return Handlers(predictors, draw_examples())
+def handlers(predictors: dict[str, Predictor], tmp_path: Path) -> Handlers:
+    return Handlers(predictors, draw_examples(), tmp_path)
 
 
 @pytest.fixture
@@ -77,9 +77,22 @@ def bomb(width: int, height: int) -> bytes:
 
 def test_an_upload_is_turned_and_deleted_with_its_folder(upload: Callable[..., Path]) -> None:
     path = upload("picture.jpg", turned(IMAGE))
-    image = take_upload(path)
+    image = take_upload(path, path.parents[1])
     assert image.shape == (70, 50, 3) and image.dtype == np.uint8
     assert not path.parent.exists(), "its folder's name is a hash of the picture"
+
+
+def test_a_file_that_is_no_upload_is_neither_read_nor_deleted(
+    upload: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = upload("private.png", png(np.zeros((50, 70, 3), np.uint8)))
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    (uploads / "link.png").symlink_to(path)
+    for sent in (path, uploads / ".." / "hash" / "private.png", uploads / "link.png"):
+        with pytest.raises(ValueError, match=sent.name):
+            take_upload(sent, uploads)
+        assert path.is_file()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +114,7 @@ def test_a_bad_upload_is_refused_and_deleted(
 ) -> None:
     path = upload("broken.jpg", content)
     with pytest.raises(ValueError, match=f"^broken.jpg: .*{re.escape(named)}"):
-        take_upload(path)
+        take_upload(path, path.parents[1])
     assert not path.parent.exists()
 
 

@@ -27,16 +27,19 @@ class Handlers:
 
     A model runs when a visitor asks, and only then. Probabilities of the answer stay in the
     visitor's ``Shown`` and are compared with the threshold; opacity is left to the browser.
+    ``uploads`` is the folder of uploaded files.
     """
 
-    def __init__(self, predictors: Mapping[str, Predictor], examples: Sequence[Example]) -> None:
-        self.predictors, self.examples = predictors, examples
+    def __init__(
+        self, predictors: Mapping[str, Predictor], examples: Sequence[Example], uploads: Path
+    ) -> None:
+        self.predictors, self.examples, self.uploads = predictors, examples, uploads
 
     def upload(self, shown: Shown | None, threshold: float, path: str | None) -> View:
         """Show the picture of a file, and delete the file."""
         try:
             if path is not None:
-                image = take_upload(Path(path))
+                image = take_upload(Path(path), self.uploads)
                 shown = Shown(image, jpeg_uri(image))
         except ValueError as error:
             return _view(shown, threshold, str(error))

@@ -55,12 +55,15 @@ def read_checked(path: Path) -> np.ndarray:
     return read_image(path)
 
 
-def take_upload(path: Path) -> np.ndarray:
+def take_upload(path: Path, uploads: Path) -> np.ndarray:
     """Read an upload as :func:`read_checked` does, and delete it with its folder in any case.
 
     Raises:
-        ValueError: as ``read_checked``, but it names the file without its folder.
+        ValueError: as ``read_checked``, but it names the file without its folder; or the file is
+            not below ``uploads``: a client may send any path. Then it is neither read nor deleted.
     """
+    if not path.resolve().is_relative_to(uploads.resolve()):
+        raise ValueError(f"{path.name}: is no upload; choose the picture again")
     try:
         return read_checked(path)
     except ValueError as error:
