@@ -179,9 +179,9 @@ def evaluate_by(
 ) -> dict[str, Result]:
     """Score ``segmenter`` on ``dataset`` by each of ``protocols``, in one pass through the model.
 
-    Every process returns the result of all. Process ``rank`` scores all sentences of every
-    ``world_size``-th image, none twice; the number of processes changes no score. The segmenter
-    returns in the mode (training or not) that it came in.
+    Process ``rank`` scores all sentences of every ``world_size``-th image, and every process
+    returns the result of all; their number changes no score. The mode of the segmenter (training
+    or not) is as before.
 
     Args:
         threshold: a pixel belongs to the mask if its probability is above it.

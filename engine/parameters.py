@@ -25,8 +25,9 @@ def count(config: Config) -> dict[str, Any]:
         )
     clip, decoder = segmenter.encoder.clip, segmenter.decoder
 
-    def size(module: nn.Module, trains: bool = True) -> int:
-        return sum(p.numel() for p in module.parameters() if p.requires_grad == trains)
+    def size(module: nn.Module | None, trains: bool = True) -> int:
+        parameters = module.parameters() if module is not None else ()
+        return sum(p.numel() for p in parameters if p.requires_grad == trains)
 
     def tuned(tower: str) -> int:
         """Count CLIP's own parameters that train because all do."""
@@ -38,19 +39,17 @@ def count(config: Config) -> dict[str, Any]:
     parts = towers | {"inside the towers": size(clip) - backbone}
     parts = {part: number for part, number in parts.items() if number}
     for options, bridge in zip(config.model.bridges, segmenter.encoder.bridges, strict=True):
-        parts[options["name"]] = size(bridge)
+        name, stages = options["name"], options.get("stages", (0, 1, 2))
+        parts[name] = size(bridge)
         for stage, module in enumerate(getattr(bridge, "stages", [])):
-            parts[f"{options['name']} stage {options.get('stages', (0, 1, 2))[stage]}"] = size(
-                module
-            )
-    attached = size(segmenter.encoder) - backbone
-    if segmenter.side is not None and config.model.side is not None:
+            parts[f"{name} stage {stages[stage]}"] = size(module)
+    attached = size(segmenter.encoder) - backbone + size(segmenter.side)
+    if config.model.side is not None:
         parts[config.model.side["name"]] = size(segmenter.side)
-        attached += size(segmenter.side)
     if decoder.connect is not None:
         parts["connect"] = size(decoder.connect)
     parts["neck"] = size(decoder.neck)
-    parts["decoder"] = size(decoder.transformer) if decoder.transformer is not None else 0
+    parts["decoder"] = size(decoder.transformer)
     parts["projector"] = size(decoder.projector)
     # Scales and shifts of frozen normalisation layers are buffers.
     norms = [module for module in clip.visual.modules() if isinstance(module, FrozenNorm)]

@@ -69,7 +69,8 @@ class Scoring:
         model = load_for_inference(self.checkpoint, self.config, self.processes.device)
         scores: dict[str, dict[str, Any]] = {protocol: {} for protocol in self.protocols}
         for label, dataset in sets.items():
-            self._score(model, label, dataset, scores)
+            for protocol, score in self._score(model, label, dataset).items():
+                scores[protocol][label] = score
         results = self._describe(scores, sets, model.precision)
         if self.processes.is_main:
             write_text(self.output / "results.json", json.dumps(results, indent=2) + "\n")
@@ -77,13 +78,9 @@ class Scoring:
         return results
 
     def _score(
-        self,
-        model: TrainedModel,
-        label: str,
-        dataset: ReferDataset,
-        scores: dict[str, dict[str, Any]],
-    ) -> None:
-        """Score a split and write its files; add its scores to those of each protocol."""
+        self, model: TrainedModel, label: str, dataset: ReferDataset
+    ) -> dict[str, dict[str, Any]]:
+        """Score a split and write its files; return the scores by protocol."""
         began = time.monotonic()
         results = evaluate_by(
             self.protocols,
@@ -96,24 +93,25 @@ class Scoring:
             workers=self.config.data.workers,
         )
         seconds = time.monotonic() - began
-        for protocol, result in results.items():
-            scores[protocol][label] = {
+        if self.processes.is_main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            name, first = label.replace("/", "-"), results[self.protocols[0]]
+            for protocol, result in results.items():
+                suffix = "" if result is first else f"-{protocol}"
+                rows = map(asdict, result.records)
+                write_json_lines(self.output / f"{name}{suffix}.jsonl", rows)
+            if self.num_pictures:
+                self._draw(model, dataset, first, self.output / f"{name}.png")
+            logger.info(f"{label}: {len(first.records)} sentences in {seconds:.1f} s")
+        return {
+            protocol: {
                 **result.metrics.to_dict(),
                 "references": len({record.ref_id for record in result.records}),
                 "truncated_sentences": dataset.num_truncated,
                 "seconds": round(seconds, 2),
             }
-        if not self.processes.is_main:
-            return
-        self.output.mkdir(parents=True, exist_ok=True)
-        name, first = label.replace("/", "-"), results[self.protocols[0]]
-        for protocol, result in results.items():
-            suffix = "" if result is first else f"-{protocol}"
-            rows = map(asdict, result.records)
-            write_json_lines(self.output / f"{name}{suffix}.jsonl", rows)
-        if self.num_pictures:
-            self._draw(model, dataset, first, self.output / f"{name}.png")
-        logger.info(f"{label}: {len(first.records)} sentences in {seconds:.1f} s")
+            for protocol, result in results.items()
+        }
 
     def _draw(self, model: TrainedModel, dataset: ReferDataset, result: Result, path: Path) -> None:
         """Draw the best, the worst and some random other cases, none twice."""
@@ -263,7 +261,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], Config]:
 
 
 def measured(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """List what a results file says by each protocol: its ``protocol`` and its ``splits``."""
+    """List ``protocol`` and ``splits`` of each protocol in a results file, the first one first."""
     return [results, *results.get("other_protocols", [])]
 
 
@@ -273,10 +271,7 @@ def splits_by_protocol(results: Mapping[str, Any]) -> dict[str, dict[str, dict[s
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Return commit, dirty flag, command, versions and machine, for every file that is kept.
-
-    Commit and flag are None outside git.
-    """
+    """Return commit, dirty flag (both None outside git), command, versions and machine."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
