@@ -22,6 +22,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from engine.metrics import threshold_mask
+from utils.data.images import READ_FLAGS
 from utils.files import atomic_write, write_bytes, write_text
 from utils.images import overlay
 from utils.logging import progress_bar
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 INDEX = "predictions.json"
 KINDS = ("mask", "overlay", "cutout", "probability")  # of PNG files
+ORIENTATION = 0x0112  # of EXIF
 MAX_NAME_BYTES = 120  # of a folder's name; file systems take 255
 # Of the files in a folder; a file that is named itself is tried whatever its suffix.
 SUFFIXES = {".avif", ".bmp", ".dib", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"}
@@ -43,16 +45,23 @@ def as_rgb(picture: Picture) -> np.ndarray:
     """Convert a path, an array or a PIL image to RGB: uint8 (H, W, 3).
 
     Files and PIL images are turned as their EXIF orientation says. Arrays are grey (H, W), RGB or
-    RGBA, uint8, uint16 or bool. The upper 8 of 16 bits count; transparency is ignored. Raises
-    ``ValueError`` for a file that cannot be read or an array of another kind.
+    RGBA, uint8, uint16 or bool. The upper 8 of 16 bits count, also of PIL's modes ``I`` and
+    ``I;16``; transparency is ignored. Raises ``ValueError`` for a file that cannot be read, for
+    PIL's mode ``F``, whose range nobody knows, or for an array of another kind.
     """
     if isinstance(picture, str | Path):
         return read_image(Path(picture))
     if isinstance(picture, Image.Image):
         upright = ImageOps.exif_transpose(picture)
+        if upright.mode == "F":
+            raise ValueError("a PIL image of mode F is not a picture; convert it to 8 bits first")
         # Pillow would clip 16 bits at 255
-        is_deep = upright.mode.startswith("I;16")
+        is_deep = upright.mode.startswith("I")
         picture = np.asarray(upright if is_deep else upright.convert("RGB"))
+        if is_deep:
+            if picture.min(initial=0) < 0 or picture.max(initial=0) > 0xFFFF:
+                raise ValueError(f"a PIL image of mode {upright.mode} has more than 16 bits")
+            picture = picture.astype(np.uint16)
     if not isinstance(picture, np.ndarray):
         kind = type(picture).__name__
         raise ValueError(f"{kind} is not a picture; give a path, a NumPy array or a PIL image")
@@ -73,29 +82,46 @@ def as_rgb(picture: Picture) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a picture as RGB, uint8 (H, W, 3); ``ValueError`` if it is missing or damaged."""
+    """Read a picture as RGB, uint8 (H, W, 3), turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: the file is missing, damaged or no picture.
+    """
     if not path.is_file():
         what = "a folder, not a picture; name one in it" if path.is_dir() else "no such picture"
         raise ValueError(f"{path}: {what}")
     try:
         data = path.read_bytes()
         pixels = np.frombuffer(data, np.uint8)
-        image = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB) if data else None
+        image = cv2.imdecode(pixels, READ_FLAGS) if data else None
     except (OSError, cv2.error) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if image is None:
         raise ValueError(f"{path}: cannot be decoded as a picture; give a JPEG or PNG file")
-    # OpenCV fills a missing end with grey; Pillow reports it
+    orientation = 1
+    # OpenCV fills a missing end with grey, and reads the orientation of few formats
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as file:
                 file.draft("L", (1, 1))  # decodes a JPEG at an eighth, but reads all its bytes
                 file.load()
+                orientation = file.getexif().get(ORIENTATION, 1)
     except Exception as error:  # any, for formats that Pillow does not read but OpenCV has read
         if "truncated" in str(error):
             raise ValueError(f"{path}: the file is cut short; copy it again") from None
-    return image
+    return turn(image, orientation)
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn or mirror (H, W, 3) as an EXIF orientation of 1 to 8 says; others change nothing."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
 @dataclass

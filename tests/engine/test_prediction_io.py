@@ -8,7 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from pycocotools import mask as coco_mask
 
 from engine.prediction_io import (
@@ -44,6 +45,26 @@ def test_exif_orientation_is_applied(tmp_path: Path, kind: str) -> None:
         assert difference.max() < (40 if kind in ("jpg", "webp") else 1)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    """WebP may begin its chunk with ``Exif\\0\\0``, PNG may have XMP instead."""
+    stored = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    exif, kinds = Image.Exif(), {"webp": {"lossless": True}, "tiff": {}, "png": {}}
+    exif[274] = orientation
+    xmp = f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp)
+    Image.fromarray(stored).save(tmp_path / "xmp.png", pnginfo=text)
+    for kind, options in kinds.items():
+        content = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+        Image.fromarray(stored).save(tmp_path / f"exif.{kind}", exif=content, **options)
+    for path in tmp_path.iterdir():
+        wanted = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+        assert (wanted.shape == stored.shape) == (orientation < 5), path.name
+        for image in (read_image(path), as_rgb(path), as_rgb(Image.open(path))):
+            assert np.array_equal(image, wanted), path.name
+
+
 @pytest.mark.parametrize(
     ("stored", "wanted"),
     [
@@ -68,10 +89,15 @@ def test_kinds_of_files_are_read(tmp_path: Path, stored: np.ndarray, wanted: np.
         (np.dstack([UPRIGHT, GREY]), UPRIGHT),
         (GREY > 9, BINARY_RGB),
         (Image.fromarray(DEEP), GREY_RGB),
+        (Image.fromarray(DEEP.astype(np.int32)), GREY_RGB),
+        (Image.frombytes("I;16B", DEEP.shape[::-1], DEEP.astype(">u2").tobytes()), GREY_RGB),
         (Image.fromarray(UPRIGHT).convert("RGBA"), UPRIGHT),
         (Image.fromarray(GREY).convert("P"), GREY_RGB),
     ],
-    ids=["grey", "channel", "16 bits", "RGBA", "bool", "PIL 16 bits", "PIL RGBA", "PIL palette"],
+    ids=[
+        *("grey", "channel", "16 bits", "RGBA", "bool"),
+        *("PIL 16 bits", "PIL I", "PIL I;16B", "PIL RGBA", "PIL palette"),
+    ],
 )
 def test_arrays_and_pil_images_are_read(given: Any, wanted: np.ndarray) -> None:
     image = as_rgb(given)
@@ -91,6 +117,8 @@ def half_of_a(kind: str) -> bytes:
         (np.zeros((4, 4, 2), np.uint8), "(4, 4, 2)"),
         (np.zeros((0, 4), np.uint8), "(0, 4)"),
         (7, "int"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), "mode F"),
+        (Image.fromarray(np.full((4, 4), 1 << 16, np.int32)), "16 bits"),
         ("missing.png", "missing.png"),
         (half_of_a("JPEG"), "damaged.jpg"),
         (half_of_a("PNG"), "damaged.jpg"),
