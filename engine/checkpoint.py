@@ -4,8 +4,10 @@
 backbone's name and SHA-256, and what the writer adds (step, scores, commit, versions, data).
 """
 
+import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,8 +119,18 @@ def save_checkpoint(
         for name, tensor in (state if everything else trained).items()
     }
     # safetensors' own save_file would make a file that only its owner may read
-    header = {"format": FORMAT, "story": json.dumps(metadata)}
+    story = json.dumps(metadata)
+    header = {"format": FORMAT, "story": story, "sha256": compute_checksum(story, tensors)}
     files.write_bytes(path, save(tensors, metadata=header))
+
+
+def compute_checksum(story: str, tensors: Mapping[str, Tensor]) -> str:
+    """Compute a SHA-256 over the metadata and over name, type, shape and bytes of all tensors."""
+    digest = hashlib.sha256(story.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -145,8 +157,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "to CLIP weights, or convert released ETRIS and CRIS checkpoints with "
             "tools/convert_checkpoint.py"
         )
-    metadata = json.loads(header["story"])
-    return Checkpoint(path, Config.from_dict(metadata["config"], source=str(path)), metadata)
+    try:
+        metadata = json.loads(header["story"])
+        values = metadata["config"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path}: its header is damaged; copy the file again") from None
+    return Checkpoint(path, Config.from_dict(values, source=str(path)), metadata)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint and check them; earlier versions wrote no checksum."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    if header.get("sha256", found := compute_checksum(header["story"], tensors)) != found:
+        raise ValueError("its checksum is not that of its content; copy the file again")
+    return tensors
 
 
 def choose_config(checkpoint: Checkpoint, path: Path | None, overrides: Sequence[str]) -> Config:
@@ -190,7 +216,7 @@ def load_segmenter(checkpoint: Checkpoint, config: Config | None = None) -> Segm
     _check_hyperparameters(segmenter, checkpoint)
     load = segmenter.load_whole_state if everything else segmenter.load_trainable_state
     try:
-        load(load_file(checkpoint.path))
+        load(_load_tensors(checkpoint.path))
     except ValueError as error:
         # weights over positions belong to the image size of training
         ours, theirs = config.data.image_size, checkpoint.config.data.image_size
@@ -280,6 +306,9 @@ def save_state(path: Path, state: State) -> None:
 def load_state(path: Path) -> State:
     """Read the state in ``path`` on the CPU, without running code; ``ValueError`` if it cannot."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch does not compare the checksums of members
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive makes torch raise many types
         raise ValueError(

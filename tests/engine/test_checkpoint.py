@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 
 from engine.checkpoint import (
     Checkpoint,
@@ -16,8 +17,10 @@ from engine.checkpoint import (
     find_backbone,
     find_differences,
     load_segmenter,
+    load_state,
     read_checkpoint,
     save_checkpoint,
+    save_state,
 )
 from model import Segmenter, build_segmenter
 from model.backbones import weights as load
@@ -210,3 +213,49 @@ def test_a_clip_that_trains_is_saved_whole(tiny_config: Make, batch: Any, path: 
     checkpoint = read_checkpoint(path)
     assert checkpoint.metadata["holds"] == "everything"
     assert torch.equal(logits_of(load_segmenter(checkpoint), batch), logits_of(segmenter, batch))
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x55
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_is_refused_or_changes_nothing(trained: Any, path: Path) -> None:
+    content, (_, segmenter) = path.read_bytes(), trained
+    wanted = {key: value.clone() for key, value in segmenter.trainable_state().items()}
+    start = 8 + int.from_bytes(content[:8], "little")  # of the tensors
+    num_refused = 0
+    places = [*range(0, start, start // 25), *range(start, len(content), len(content) // 15)]
+    for place in places:
+        flip(path, place)
+        try:
+            found = load_segmenter(read_checkpoint(path)).trainable_state()
+        except ValueError:
+            num_refused += 1
+        else:
+            assert place < start and all(torch.equal(found[key], wanted[key]) for key in wanted)
+        path.write_bytes(content)
+    assert num_refused > 0.8 * len(places)
+
+
+def test_checkpoints_without_a_checksum_are_read(trained: Any, path: Path, batch: Any) -> None:
+    """As earlier versions wrote them."""
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    del header["sha256"]
+    path.write_bytes(save(load_file(path), metadata=header))
+    loaded = load_segmenter(read_checkpoint(path))
+    assert torch.equal(logits_of(loaded, batch), logits_of(trained[1], batch))
+
+
+def test_a_flipped_byte_of_a_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_state(path, {"step": 3, "weights": torch.arange(5000.0)})
+    size = path.stat().st_size
+    for place in range(size // 4, size - size // 4, size // 20):
+        flip(path, place)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            load_state(path)
+        flip(path, place)
+    assert load_state(path)["step"] == 3
