@@ -129,7 +129,7 @@ def compute_checksum(story: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(story.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
