@@ -3,7 +3,7 @@
 Prints a table in percent and writes results.json (scores and all that fixes them), and for each
 split <split>.jsonl (one row per sentence) and <split>.png (the best, the worst, random cases). Of
 several data sets each is scored as if it were alone, its files called <data set>-<split>.
-With --record the numbers and all that made them are kept in results/, with the log of the run.
+With --record the numbers and all that made them are stored in results/, with the log of the run.
 
 --protocol released scores as the released code of CRIS and ETRIS does, which the papers' figures
 were made with; `--protocol native released` gives both, in one pass through the model.

@@ -1,6 +1,6 @@
 """Train what is attached to a frozen CLIP to segment what a sentence names.
 
-Run again after a stop it goes on where it was; SIGTERM and Ctrl-C save first. The folder of the
+Run again after a stop it continues where it was; SIGTERM and Ctrl-C save first. The folder of the
 run gets config.yaml, run.log, metrics.jsonl, last.pt and best.safetensors.
 """
 

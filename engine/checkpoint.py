@@ -59,7 +59,7 @@ class Checkpoint:
 
     Attributes:
         config: the one of training; keys newer than the file have their defaults.
-        metadata: the whole header: ``holds`` ("trainable" or "everything"), ``config``,
+        metadata: the header: ``holds`` ("trainable" or "everything"), ``config``,
             ``backbone``, ``hyperparameters`` and what the writer added.
     """
 
@@ -101,7 +101,7 @@ def save_checkpoint(
 ) -> None:
     """Write what ``segmenter`` trained to ``path``, or with ``everything`` the frozen CLIP too.
 
-    The file always holds everything if all of it trained, or if the backbone has no file of
+    The file always contains everything if all of it trained, or if the backbone has no file of
     weights that its hash could find. ``extra`` is added to the header and must be JSON.
     """
     state, trained = segmenter.state_dict(), segmenter.trainable_state()
@@ -262,8 +262,8 @@ def find_backbone(config: Config, checkpoint: Checkpoint) -> Config:
     """Return ``config`` with ``model.backbone.weights`` set to the CLIP file of the training.
 
     That is the file that the config names, or else any file in ``pretrain/``, of the working folder
-    or of the project, with the right SHA-256. A checkpoint that holds everything needs no file if
-    the name of its backbone gives the sizes.
+    or of the project, with the right SHA-256. A checkpoint of everything needs no file if the name
+    of its backbone gives the sizes.
 
     Raises:
         ValueError: no file has that SHA-256; the message says how to get it.

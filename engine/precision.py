@@ -60,7 +60,7 @@ def store_frozen(segmenter: Segmenter, precision: str) -> None:
     """Store the frozen weights of products and convolutions in ``precision``: half the memory.
 
     ``autocast`` would round them so at every use; the results are the same to the last bit. A
-    CLIP that has no file stays as it is, since checkpoints must hold it.
+    CLIP that has no file stays as it is, since checkpoints must contain it.
     """
     if precision in TYPES and segmenter.backbone["sha256"] is not None:
         _store(segmenter.encoder.clip, TYPES[precision], only_frozen=True)

@@ -1,4 +1,7 @@
-"""Train a model: open or continue a run, update, log, score, save, stop."""
+"""Train a model: open or continue a run, update, log, score, save, stop.
+
+The recipe is ``Trainer.fit``, ``_train_epoch`` and ``_after_step``; one step is ``update.Update``.
+"""
 
 import shlex
 import sys

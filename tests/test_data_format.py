@@ -87,7 +87,7 @@ def test_tables_name_all_there_is(store: ReferStore) -> None:
     assert f"| `format` | {FORMAT} |" in TEXT and f"| {FORMAT} | this page |" in TEXT
 
 
-def test_every_key_is_told(store: ReferStore) -> None:
+def test_every_key_is_named(store: ReferStore) -> None:
     record = rf"(?:{'|'.join(SPLITS)})/\d{{8}}"
     split = f"(?:index|done)/(?:{'|'.join(SPLITS)})"
     keys = [key.decode() for key in items(store.path)]
@@ -103,7 +103,7 @@ def test_every_key_is_told(store: ReferStore) -> None:
         assert json.loads(stored[f"sha256/{name}".encode()]) == mark
 
 
-def test_the_fingerprint_is_as_told(store: ReferStore) -> None:
+def test_the_fingerprint_is_as_described(store: ReferStore) -> None:
     stored, images = items(store.path), items(store.images_path)
     lines = {}
     for split in SPLITS:

@@ -174,7 +174,7 @@ def test_another_choice_of_data_is_another_run(run: Path, config_file: Path, cap
     assert "data.allow_leakage is True, was False" in error and "--fresh" in error
 
 
-def test_older_runs_go_on_and_other_data_under_the_same_names_is_refused(
+def test_older_runs_continue_and_other_data_under_the_same_names_is_refused(
     run: Path, config_file: Path, tmp_path: Path, capsys: Any
 ) -> None:
     folder = tmp_path / "run"

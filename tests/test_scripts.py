@@ -92,7 +92,7 @@ def test_a_run_leaves_its_files(run: Path, config_file: Path) -> None:
     assert "best on val: oIoU" in (run / "run.log").read_text()
 
 
-def test_a_finished_run_is_left_alone(run: Path, config_file: Path, capsys: Any) -> None:
+def test_a_finished_run_is_not_changed(run: Path, config_file: Path, capsys: Any) -> None:
     before = files(run)
     free = ["data.workers=1", "eval.batch_size=3", "run.log_interval=1"]
     assert TRAIN(["--config", str(config_file), "--opts", *free]) == 0
@@ -114,7 +114,7 @@ def test_a_folder_with_another_run_or_half_of_one_is_refused(
     assert "no last.pt" in capsys.readouterr().err
 
 
-def test_fresh_moves_the_old_run_aside(run: Path, config_file: Path, tmp_path: Path) -> None:
+def test_fresh_renames_the_old_run(run: Path, config_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "again"
     options = ["--opts", f"run.folder={folder}", "train.max_steps=1", "train.milestones=[1]"]
     for extra in ([], ["--fresh"], ["--fresh"]):
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_fails_and_names_samples(
         assert "is not finite" in text and "step " in text and "ref " in text
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(
+def test_sigterm_saves_and_the_same_command_continues(
     config_file: Path, tmp_path: Path, capsys: Any
 ) -> None:
     folder = tmp_path / "run"
@@ -160,7 +160,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert read_checkpoint(folder / "best.safetensors").metadata["step"] <= state["step"]
 
 
-def test_results_hold_all_that_fixes_them(results: Path, config_file: Path) -> None:
+def test_results_have_all_that_fixes_them(results: Path, config_file: Path) -> None:
     written = read(results)
     config = load_config(config_file)
     assert list(written["splits"]) == ["val", "testA", "testB"]

@@ -45,12 +45,12 @@ def test_two_nodes_train_and_score_as_one_process(
 
 
 @pytest.mark.parametrize("run", ["plain", "mixed", "whole", "parts"])
-def test_processes_hold_the_same_weights_and_statistics(nodes: Path, run: str) -> None:
+def test_processes_have_the_same_weights_and_statistics(nodes: Path, run: str) -> None:
     digests = [(nodes / run / f"digest{rank}").read_text() for rank in range(2)]
     assert digests[0] == digests[1]
 
 
-def test_processes_stop_together_and_go_on_bit_for_bit(nodes: Path) -> None:
+def test_processes_stop_together_and_continue_bit_for_bit(nodes: Path) -> None:
     assert [(nodes / "parts" / f"stopped{rank}").read_text() for rank in range(2)] == ["143 3"] * 2
     assert rows(nodes / "parts") == rows(nodes / "whole")
 

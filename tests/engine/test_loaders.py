@@ -32,7 +32,7 @@ def test_processes_share_every_batch() -> None:
         assert sorted(batch) == sorted(chain(*shares)) and {len(s) for s in shares} == {2}
 
 
-def test_an_epoch_goes_on_at_any_batch() -> None:
+def test_an_epoch_continues_at_any_batch() -> None:
     for start in range(4):
         assert order(start=start) == order()[start:]
 

@@ -29,7 +29,7 @@ def stop_after(trainer: Trainer, step: int, number: int = signal.SIGTERM) -> Non
 
 
 @pytest.mark.parametrize(("workers", "log_interval"), [(0, 1), (0, 4), (2, 4)])
-def test_stopped_anywhere_the_run_goes_on_bit_for_bit(
+def test_stopped_anywhere_the_run_continues_bit_for_bit(
     tmp_path: Path, workers: int, log_interval: int
 ) -> None:
     config = make_config(
@@ -139,7 +139,7 @@ def test_what_is_not_finite_stops_before_the_update(tmp_path: Path, where: str) 
     assert state["step"] == 2
 
 
-def test_later_updates_are_left_out_too(tmp_path: Path) -> None:
+def test_later_updates_are_skipped_too(tmp_path: Path) -> None:
     """A GPU goes on until somebody looks; nothing may move in the meantime."""
     trainer = make_trainer(tmp_path / "run", make_config())
     batch = torch.utils.data.default_collate([trainer.train_set[i] for i in range(4)])
@@ -218,7 +218,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path / "run", make_config(train={"batch_size": 22}))
 
 
-def test_time_and_memory_of_all_parts_of_a_run_are_kept(tmp_path: Path) -> None:
+def test_time_and_memory_of_all_parts_of_a_run_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "run"
     trainer = make_trainer(path, make_config())
     stop_after(trainer, 3)

@@ -42,7 +42,7 @@ def test_fp16_trains_with_gradients_of_true_size(parts: Any) -> None:
     assert torch.equal(segmenter.frozen.weight, frozen)
 
 
-def test_fp16_leaves_out_an_overflow_and_goes_on(parts: Any) -> None:
+def test_fp16_skips_an_overflow_and_continues(parts: Any) -> None:
     segmenter, update, batch = parts
     update(batch)
     before, scale = weights(segmenter), update.scaler.get_scale()
