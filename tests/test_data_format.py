@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.masks import decode_mask
-from utils.data.store import FORMAT, ReferStore, open_store
+from utils.data.store import FORMAT, ReferStore, decode_mask, open_store
 from utils.demo.writer import write_demo
 from utils.prepare.pack import pack_dataset
 from utils.prepare.refer import refer_source

@@ -18,8 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from utils.cli import make_parser, run_command  # noqa: E402
 from utils.data.datasets import LONG, SHORT  # noqa: E402
-from utils.data.masks import decode_mask  # noqa: E402
-from utils.data.store import ReferStore  # noqa: E402
+from utils.data.store import ReferStore, decode_mask  # noqa: E402
 
 EXAMPLES = """  python tools/inspect_dataset.py --dataset refcoco --split val
   python tools/inspect_dataset.py --dataset demo --split testB --sentence left --sample 12"""

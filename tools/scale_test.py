@@ -214,8 +214,7 @@ def compare_bytes(root: Path) -> dict[str, int]:
     """Count bytes of the packed files, and of a JPEG and a PNG mask for each reference."""
     import cv2
 
-    from utils.data.masks import decode_mask
-    from utils.data.store import ReferStore
+    from utils.data.store import ReferStore, decode_mask
 
     store, folder = ReferStore(root, "refcoco"), root / dataset_facts("refcoco").images
     separate = 0

@@ -16,8 +16,7 @@ from torch.utils.data import Dataset
 
 from utils.data.datasets import default_max_words
 from utils.data.images import decode_image, find_pixels
-from utils.data.masks import decode_mask
-from utils.data.store import ReferStore
+from utils.data.store import ReferStore, decode_mask
 from utils.data.tokenizer import pad_tokens
 from utils.data.transforms import (
     Letterbox,

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.masks import mask_areas
 from utils.data.store import (
     CHECKSUM,
     FORMAT,
@@ -27,6 +26,7 @@ from utils.data.store import (
     ReferStore,
     images_digest,
     index_key,
+    mask_areas,
     packing_command,
     raw_header,
     record_key,

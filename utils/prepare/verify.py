@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.masks import mask_areas
-from utils.data.store import Index, Mark, ReferStore, open_store, packing_command, readable, scan
+from utils.data.store import (
+    Index,
+    Mark,
+    ReferStore,
+    mask_areas,
+    open_store,
+    packing_command,
+    readable,
+    scan,
+)
 from utils.prepare.images import MOST_LISTED, image_size
 from utils.prepare.masks import encode_mask
 from utils.prepare.pack import count_index, fingerprint, make_index

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.data.masks import decode_mask
-from utils.data.store import ReferStore, close_store, store_path
+from utils.data.store import ReferStore, close_store, decode_mask, store_path
 from utils.data.tokenizer import encode
 from utils.prepare.annotations import Source
 from utils.prepare.masks import to_record

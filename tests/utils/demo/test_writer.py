@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from utils.data.masks import decode_mask
+from utils.data.store import decode_mask
 from utils.demo import writer
 from utils.demo.language import fits, parse
 from utils.demo.scenes import COLOURS, KINDS, Object, Scene

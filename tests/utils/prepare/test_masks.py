@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from utils.data.masks import decode_mask, mask_areas
+from utils.data.store import decode_mask, mask_areas
 from utils.prepare.annotations import Entry
 from utils.prepare.masks import check_segmentation, encode_mask, to_record
 

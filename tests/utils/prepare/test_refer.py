@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.datasets import DATASETS
-from utils.data.masks import decode_mask
+from utils.data.store import decode_mask
 from utils.prepare.annotations import Entry
 from utils.prepare.masks import to_record
 from utils.prepare.refer import read_instances, read_refs, refer_source

@@ -70,7 +70,7 @@ def test_ctrl_c_ends_all_of_them() -> None:
 
 
 def test_importing_what_the_workers_run_is_light(demo_root: Path) -> None:
-    modules = "data.masks data.store prepare.images prepare.pack prepare.verify"
+    modules = "data.store prepare.images prepare.pack prepare.verify"
     code = "import sys\n" + "".join(f"import utils.{name}\n" for name in modules.split())
     code += (
         "print(sorted({'torch', 'cv2', 'open_clip'} & set(sys.modules)))\n"
