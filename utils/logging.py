@@ -63,9 +63,8 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.wandb is not None:
-            self.wandb.log(
-                {key: value for key, value in row.items() if key != "step"}, step=row["step"]
-            )
+            values = {key: value for key, value in row.items() if key != "step"}
+            self.wandb.log(values, step=row["step"])
 
     def close(self) -> None:
         """End the wandb run, if there is one."""

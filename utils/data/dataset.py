@@ -18,13 +18,7 @@ from utils.data.datasets import default_max_words
 from utils.data.images import decode_image, find_pixels
 from utils.data.store import ReferStore, decode_mask
 from utils.data.tokenizer import pad_tokens
-from utils.data.transforms import (
-    Letterbox,
-    letterbox_mask,
-    pad_to_planes,
-    resize_image,
-    warp_mask,
-)
+from utils.data.transforms import Letterbox, letterbox_mask, pad_to_planes, resize_image, warp_mask
 
 # Loading is parallel by processes; OpenCV's own threads do not survive a fork.
 cv2.setNumThreads(0)
@@ -139,9 +133,6 @@ class ReferDataset(Dataset):
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         return row, int(rng.integers(first, last))
 
-    def _sentence_ids(self, sentence: int) -> Tensor:
-        return torch.from_numpy(self._ids[sentence].astype(np.int64))
-
     def _record(self, index: int) -> dict[str, Any]:
         return self.store.reference(self.split, self._find(index)[0], self._checksums)
 
@@ -150,20 +141,15 @@ class ReferDataset(Dataset):
         row, sentence = self._find(index)
         record = self.store.reference(self.split, row, self._checksums)
         sentence_id, text = record["sentences"][sentence - int(self._first_sentence[row])]
-        return Sample(
-            ref_id=record["ref_id"],
-            sentence_id=sentence_id,
-            sentence=text,
-            num_tokens=int(self._num_tokens[sentence]),
-            **{
-                key: record[key]
-                for key in ("image_id", "file_name", "height", "width", "category_id")
-            },
-        )
+        names = ("ref_id", "image_id", "file_name", "height", "width", "category_id")
+        fields = {name: record[name] for name in names}
+        num_tokens = int(self._num_tokens[sentence])
+        return Sample(sentence_id=sentence_id, sentence=text, num_tokens=num_tokens, **fields)
 
     def ids(self, index: int) -> Tensor:
         """Return the tokens of an item's sentence without reading its image: int64 (length,)."""
-        return self._sentence_ids(self._find(index)[1])
+        sentence = self._find(index)[1]
+        return torch.from_numpy(self._ids[sentence].astype(np.int64))
 
     def image(self, index: int) -> Tensor:
         """Read an item's image alone: uint8 (3, S, S)."""
@@ -189,7 +175,7 @@ class ReferDataset(Dataset):
         box = self._letterbox(record)
         return {
             "image": self._square(record, box),
-            "ids": self._sentence_ids(sentence),
+            "ids": torch.from_numpy(self._ids[sentence].astype(np.int64)),
             "mask": torch.from_numpy(self._mask(record, box)),
             "index": index,
         }

@@ -10,14 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from utils.data.store import (
-    CHECKSUM,
-    ReferStore,
-    open_store,
-    packing_command,
-    raw_header,
-    readable,
-)
+from utils.data.store import CHECKSUM, ReferStore, open_store, packing_command, raw_header, readable
 from utils.data.transforms import Letterbox
 
 FORMAT = 1

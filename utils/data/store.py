@@ -306,12 +306,7 @@ def read_marks(environment: Any) -> dict[str, Mark]:
     return {name: Mark(*json.loads(value)) for name, value in scan(environment, CHECKSUM)}
 
 
-class _Opened(NamedTuple):
-    environment: Any
-    process: int
-
-
-_OPENED: dict[tuple[int, int], _Opened] = {}  # by device and inode
+_OPENED: dict[tuple[int, int], tuple[Any, int]] = {}  # device, inode -> environment, process
 
 
 def open_store(path: Path) -> Any:
@@ -325,11 +320,12 @@ def open_store(path: Path) -> Any:
         OSError: it is gone.
     """
     identity = _identity(path)
-    opened = _OPENED.get(identity)
-    if opened is None or opened.process != os.getpid():
+    environment, process = _OPENED.get(identity, (None, 0))
+    if process != os.getpid():
         close_store(path)
-        opened = _OPENED[identity] = _Opened(open_reader(path), os.getpid())
-    return opened.environment
+        environment = open_reader(path)
+        _OPENED[identity] = environment, os.getpid()
+    return environment
 
 
 def open_reader(path: Path) -> Any:
@@ -353,7 +349,7 @@ def used_bytes(environment: Any) -> int:
 def close_store(path: Path) -> None:
     """Close this process's environment of a store, if it has one."""
     if path.exists() and (opened := _OPENED.pop(_identity(path), None)):
-        opened.environment.close()
+        opened[0].close()
 
 
 def _identity(path: Path) -> tuple[int, int]:
