@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from utils.cli import make_parser, run_command
+from utils.files import check_folder
 
 KINDS = ("mask", "overlay", "cutout", "probability", "rle")
 EXAMPLES = """\
@@ -58,13 +59,17 @@ def predict(arguments: argparse.Namespace) -> int:
     from engine.prediction_io import Job, find_pictures, read_pairs, report_problem
     from utils.memory import keep_freed_memory
 
+    output, logits = arguments.output, arguments.logits
+    check_folder("--output", output)
+    if logits is not None:
+        check_folder("--logits", logits.parent)
+        if logits.suffix != ".npy" or logits.is_dir():
+            raise ValueError(f"--logits {logits} should be a file that ends in .npy")
     if arguments.pairs is not None:
         inputs = read_pairs(arguments.pairs)
     else:
         inputs = find_pictures(arguments.image, arguments.text)
-    num_pictures, output, logits = len(inputs.texts), arguments.output, arguments.logits
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file; name a folder")
+    num_pictures = len(inputs.texts)
     if logits is not None and num_pictures > 1:
         raise ValueError(
             f"--logits {logits}: takes the logits of one picture, not of {num_pictures}; "

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from utils.cli import make_parser, run_command
 from utils.config import load_config, run_folder
+from utils.files import check_folder
 
 EXAMPLES = """\
   python test.py --config config/demo/etris.yaml
@@ -52,6 +53,10 @@ def test(arguments: argparse.Namespace) -> None:
     from utils.distributed import start_processes
     from utils.logging import start_logging
 
+    if arguments.pictures < 0:
+        raise ValueError(f"--pictures is {arguments.pictures}; give 0 or more")
+    if arguments.output is not None:
+        check_folder("--output", arguments.output)
     path = arguments.checkpoint or find_checkpoint(arguments.config, arguments.opts)
     with start_processes() as processes:
         start_logging(rank=processes.rank)

@@ -6,10 +6,13 @@ run gets config.yaml, run.log, metrics.jsonl, last.pt and best.safetensors.
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.cli import make_parser, run_command
 from utils.config import load_config, run_folder
+from utils.files import check_folder, locked
 
 EXAMPLES = """\
   python train.py --config config/demo/etris.yaml
@@ -27,9 +30,22 @@ def train(arguments: argparse.Namespace) -> int:
     from engine import trainer  # slow: it loads torch
     from utils.distributed import start_processes
 
-    with start_processes() as processes:
+    check_folder("run.folder", folder)
+    with start_processes() as processes, lock_run(folder, processes.is_main):
         options = {"config_file": file, "fresh": arguments.fresh}
         return trainer.train(config, folder=folder, processes=processes, **options)
+
+
+@contextmanager
+def lock_run(folder: Path, is_main: bool) -> Iterator[None]:
+    """Keep other commands from training in ``folder``; ``ValueError`` if one does."""
+    if not is_main:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    refusal = f"{folder}: another process trains in it; wait until it ends, or name another"
+    with locked(folder.parent / f".{folder.name}.lock", f"{refusal} run.folder"):
+        yield
 
 
 def main(argv: list[str] | None = None) -> int:

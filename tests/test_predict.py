@@ -101,6 +101,7 @@ def test_bad_files_get_a_line_and_the_others_are_segmented(
         (["--device", "gpu"], "'gpu'"),
         (["--device", "cuda:99"], "'cuda:99'"),
         (["--logits", "all.npy"], "all.npy"),
+        (["--logits", "all.txt"], "all.txt"),
         (["--text", "  "], "--text number 2 is empty"),
     ],
 )

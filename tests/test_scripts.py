@@ -114,6 +114,47 @@ def test_a_folder_with_another_run_or_half_of_one_is_refused(
     assert "no last.pt" in capsys.readouterr().err
 
 
+HOLD = """
+import sys, time, pathlib, train
+with train.lock_run(pathlib.Path(sys.argv[1]), True):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_never_train_in_one_folder(
+    config_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "run"
+    words = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "locked\n"
+    command = ["--config", str(config_file), "--opts", f"run.folder={folder}", "train.max_steps=1"]
+    assert TRAIN(command) == 2
+    assert str(folder) in capsys.readouterr().err and not folder.exists()
+    process.kill()
+    process.wait()
+    assert TRAIN(command) == 0  # a dead process holds no lock
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
+def test_folders_that_cannot_be_made_are_refused(
+    run: Path, config_file: Path, tmp_path: Path, capsys: Any, name: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / name
+    assert TRAIN(["--config", str(config_file), "--opts", f"run.folder={folder}"]) == 2
+    assert f"run.folder {folder}: " in capsys.readouterr().err
+    checkpoint = ["--checkpoint", str(run / "best.safetensors")]
+    assert TEST([*checkpoint, "--output", str(folder)]) == 2
+    assert f"--output {folder}: " in capsys.readouterr().err
+    picture = ["--image", "photo.jpg", "--text", "a star"]
+    assert PREDICT([*checkpoint, *picture, "--output", str(folder)]) == 2
+    assert str(folder) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_fresh_renames_the_old_run(run: Path, config_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "again"
     options = ["--opts", f"run.folder={folder}", "train.max_steps=1", "train.milestones=[1]"]

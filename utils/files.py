@@ -1,4 +1,4 @@
-"""Write files whole or not at all, read and write JSON lines, hash files, check output paths."""
+"""Write files whole or not at all, read and write JSON lines, hash files, check and lock paths."""
 
 import hashlib
 import json
@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+LONGEST_NAME = 255  # bytes of a file's name
 Row = Mapping[str, Any]
 
 
@@ -88,3 +91,39 @@ def check_output(option: str, path: Path, endings: Sequence[str] = ()) -> None:
         raise ValueError(f"{path.parent}, the folder of {option}, does not exist; create it")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{option} {path}: its folder is not writable; name another")
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Refuse a folder that cannot be made or written into, before the work that fills it.
+
+    Raises:
+        ValueError: the folder or one above it is a file or not writable, or a name is too long.
+    """
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise ValueError(f"{option} {path}: the name is too long; name another folder")
+    existing = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{option} {path}: {existing} is a file; name another folder")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{option} {path}: {existing} is not writable; name another folder")
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs, and delete it at the end.
+
+    A process that has ended, however it did, holds no lock.
+
+    Raises:
+        ValueError: with the text ``refusal``, if another process holds it.
+    """
+    try:
+        lock = FileLock(path).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(refusal) from None
+    with lock:
+        try:
+            yield
+        finally:
+            # a process that waits on the deleted file notices
+            path.unlink(missing_ok=True)

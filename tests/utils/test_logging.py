@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from utils.files import check_output, read_json_lines, write_text
+from utils.files import check_output, locked, read_json_lines, write_text
 from utils.logging import MetricsLog, progress_bar, start_logging
 
 
@@ -92,6 +92,15 @@ def test_an_output_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(ValueError, match=re.escape(str(path))):
         check_output("--write", path)
+    assert not path.exists()
+
+
+def test_a_lock_has_one_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path, "taken"), pytest.raises(ValueError, match="taken"), locked(path, "taken"):
+        pass
+    with locked(path, "taken"):
+        assert path.exists()
     assert not path.exists()
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
-from filelock import FileLock, Timeout
 
 from utils.data.store import close_store, open_reader, used_bytes
+from utils.files import locked
 
 PLAN = b"plan"  # key of what a file is written from; only the same plan resumes it
 COMMIT_BYTES = 1 << 26  # LMDB keeps in memory what is not committed
@@ -131,15 +131,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
     path = folder / "packing.lock"
     with explain_disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(path).acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"another command is packing into {folder}; wait until it is done"
-            ) from None
-    with lock:
-        try:
-            yield
-        finally:
-            # a command that waits on the deleted file notices
-            path.unlink(missing_ok=True)
+        path.touch()
+    with locked(path, f"another command is packing into {folder}; wait until it is done"):
+        yield
