@@ -100,12 +100,12 @@ def test_right_imports_pass(module: str, source: str) -> None:
 # Lines and files at most. What a newcomer has to read grows by decision, not by accident.
 LIMITS = {
     "model": (3860, 34),
-    "engine": (3000, 14),
-    "utils": (1150, 11),
-    "utils/data": (1150, 8),
-    "source": (19500, 135),
-    "tests": (15400, 97),
-    "train.py + test.py reaches": (8720, 67),
+    "engine": (2900, 14),
+    "utils": (1190, 11),
+    "utils/data": (1150, 7),
+    "source": (19600, 133),
+    "tests": (15250, 97),
+    "train.py + test.py reaches": (8740, 66),
 }
 
 

@@ -18,8 +18,14 @@ from typing import Any
 from PIL import Image
 
 from utils.data.datasets import DATASETS, SPLITS
-from utils.prepare.annotations import Entry, Source
-from utils.prepare.fields import clean_text, number_sentences, read_sentences, relative_path
+from utils.prepare.annotations import (
+    Entry,
+    Source,
+    clean_text,
+    number_sentences,
+    read_sentences,
+    relative_path,
+)
 from utils.prepare.masks import check_segmentation
 
 MASK_KEYS = ("mask", "rle", "polygon")

@@ -16,8 +16,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
 from utils.data.datasets import DatasetFacts, dataset_facts
-from utils.prepare.annotations import Entry, Source
-from utils.prepare.fields import number_sentences, read_sentences, whole_number
+from utils.prepare.annotations import Entry, Source, number_sentences, read_sentences, whole_number
 
 Row = dict[str, Any]
 COCO = "images/train2014"  # folder of COCO's images below the root
