@@ -49,6 +49,10 @@ KEYS_ALLOWED_TO_CHANGE_ON_RESUME = (
     "train.compile",
 )
 ABSENT = "(none)"
+STATE_KEYS = {  # earlier versions lack ``peak_memory``
+    *("config", "backbone", "data_fingerprint", "trainable", "optimizer", "scaler", "history"),
+    *("step", "total_steps", "scored_step", "elapsed", "best", "random_states"),
+}
 State = dict[str, Any]  # of last.pt
 Differences = dict[str, tuple[Any, Any]]  # dotted key -> our value and theirs
 
@@ -343,6 +347,11 @@ def open_run(config: Config, folder: Path, fresh: bool) -> State | None:
             )
         return None
     state = load_state(last)
+    if not isinstance(state, dict) or STATE_KEYS - state.keys():
+        raise ValueError(
+            f"{last}: is not the state of a run; start a new run with --fresh, which renames the "
+            "folder"
+        )
     # Config gives keys that are newer than the run their defaults.
     before = Config.from_dict(state["config"], source=str(last)).to_dict()
     allowed = KEYS_ALLOWED_TO_CHANGE_ON_RESUME

@@ -100,7 +100,7 @@ def test_right_imports_pass(module: str, source: str) -> None:
 # Lines and files at most. What a newcomer has to read grows by decision, not by accident.
 LIMITS = {
     "model": (3860, 34),
-    "engine": (2900, 14),
+    "engine": (2920, 14),
     "utils": (1190, 11),
     "utils/data": (1150, 7),
     "source": (19600, 133),

@@ -18,6 +18,7 @@ from engine.checkpoint import (
     find_differences,
     load_segmenter,
     load_state,
+    open_run,
     read_checkpoint,
     save_checkpoint,
     save_state,
@@ -251,7 +252,7 @@ def test_checkpoints_without_a_checksum_are_read(trained: Any, path: Path, batch
 
 def test_a_flipped_byte_of_a_state_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    save_state(path, {"step": 3, "weights": torch.arange(5000.0)})
+    save_state(path, {"step": 3, "trainable": torch.arange(5000.0)})
     size = path.stat().st_size
     for place in range(size // 4, size - size // 4, size // 20):
         flip(path, place)
@@ -259,3 +260,10 @@ def test_a_flipped_byte_of_a_state_is_refused(tmp_path: Path) -> None:
             load_state(path)
         flip(path, place)
     assert load_state(path)["step"] == 3
+
+
+@pytest.mark.parametrize("content", [{"step": 3}, [1, 2], torch.zeros(3)])
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt"):
+        open_run(Config(), tmp_path, fresh=False)
