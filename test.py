@@ -63,6 +63,8 @@ def test(arguments: argparse.Namespace) -> None:
         if arguments.checkpoint is None:
             logger.info(f"scoring {path}")
         checkpoint = read_checkpoint(path)
+        if not checkpoint.has_checksum:
+            logger.info(f"{path} has no checksum, being of an earlier version; damage is not seen")
         config = choose_config(checkpoint, arguments.config, arguments.opts)
         recording = None
         if arguments.record is not None:  # a mistake shows before hours of scoring

@@ -65,11 +65,13 @@ class Checkpoint:
         config: the one of training; keys newer than the file have their defaults.
         metadata: the header: ``holds`` ("trainable" or "everything"), ``config``,
             ``backbone``, ``hyperparameters`` and what the writer added.
+        has_checksum: whether loading can find damage; files of earlier versions have none.
     """
 
     path: Path
     config: Config
     metadata: Mapping[str, Any]
+    has_checksum: bool = False
 
     @cached_property
     def sha256(self) -> str:
@@ -166,7 +168,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         values = metadata["config"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{path}: its header is damaged; copy the file again") from None
-    return Checkpoint(path, Config.from_dict(values, source=str(path)), metadata)
+    config = Config.from_dict(values, source=str(path))
+    return Checkpoint(path, config, metadata, has_checksum="sha256" in header)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
