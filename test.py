@@ -64,7 +64,7 @@ def test(arguments: argparse.Namespace) -> None:
             logger.info(f"scoring {path}")
         checkpoint = read_checkpoint(path)
         if not checkpoint.has_checksum:
-            logger.info(f"{path} has no checksum, being of an earlier version; damage is not seen")
+            logger.info(f"{path} was written without a checksum: damage would not be noticed")
         config = choose_config(checkpoint, arguments.config, arguments.opts)
         recording = None
         if arguments.record is not None:  # a mistake shows before hours of scoring
