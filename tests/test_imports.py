@@ -105,7 +105,7 @@ LIMITS = {
     "utils/data": (1150, 7),
     "source": (19600, 133),
     "tests": (15250, 97),
-    "train.py + test.py reaches": (8740, 66),
+    "train.py + test.py reaches": (8750, 66),
 }
 
 
